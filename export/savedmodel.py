@@ -1,0 +1,40 @@
+"""Export a run's density, and its generator if there is one, as a SavedModel.
+
+    python export/savedmodel.py runs/mnist
+    python export/savedmodel.py runs/mnist --output /models/mnist
+
+Signatures: log_density, score, decode, sample; see tfdde/serving.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tfdde import serving
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Export the models of a run folder as a SavedModel with the signatures "
+        "log_density (the default), score and, with a generator, decode and sample; load it "
+        "again and compare it with Keras.",
+        epilog="Exit code: 0; 1 if the artifact disagrees with Keras (it is not kept); 2 if "
+        "there is nothing to export.",
+    )
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="folder with density.keras and/or generator.keras"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="BASE",
+        type=Path,
+        help="folder of the model; the next version is written to it: BASE/1, then BASE/2, as "
+        "TensorFlow Serving wants it (default: RUN/savedmodel)",
+    )
+    args = parser.parse_args(argv)
+    output = args.output or args.run / "savedmodel"
+    return serving.export_run(serving.export_savedmodel, args.run, output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Generator: the two gradients of Algorithm 1, what it learns, saving, input errors."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from mixtures import Mixture
+
+import tfdde
+from tfdde import networks, random
+from tfdde.random import Stream
+
+SIGMA = 0.5
+LATENT = 3
+
+
+def dde(seed, noise=None):
+    return tfdde.DDE(networks.residual_mlp(2, 16, 2), noise or tfdde.Constant(SIGMA), seed=seed)
+
+
+def make(dde_steps=2, noise=None, network=None, **kwargs):
+    network = network or networks.residual_mlp(LATENT, 16, 2, output_shape=2)
+    return tfdde.Generator(
+        network, dde(1, noise), dde(2, noise), LATENT, dde_steps, seed=3, **kwargs
+    )
+
+
+def data(n=256):
+    return np.random.default_rng(0).standard_normal((n, 2)).astype("f4")
+
+
+def test_one_step_is_algorithm_1():
+    """Every update of s_q and g, recomputed with plain tapes and SGD."""
+    model = make(dde_steps=2)
+    model.compile(keras.optimizers.SGD(0.05), dde_optimizer=keras.optimizers.SGD(0.1))
+    again = make(dde_steps=2)
+    for a, b in zip(again.weights, model.weights, strict=True):
+        a.assign(b)
+    g, s_p, s_q = again.generator, again.data_dde, again.generated_dde
+    frozen = s_p.network.get_weights()
+    rows = 8
+    for k in range(2):
+        y = g(random.normal((rows, LATENT), 3, k, Stream.LATENT_DENSITY))
+        epsilon = random.normal((rows, 2), 2, k, Stream.DENSITY_NOISE)
+        with tf.GradientTape() as outer:
+            noisy = y + SIGMA * epsilon
+            with tf.GradientTape() as inner:
+                inner.watch(noisy)
+                s = s_q.network(noisy)
+            residual = inner.gradient(s, noisy) + epsilon / SIGMA
+            loss = tf.reduce_mean(tf.reduce_sum(residual**2, 1)) * SIGMA**2 / 2
+        v = s_q.network.trainable_variables
+        for w, d in zip(v, outer.gradient(loss, v), strict=True):
+            w.assign_sub(0.1 * d)
+    z = random.normal((rows, LATENT), 3, 0, Stream.LATENT_GENERATOR)
+    epsilon = random.normal((rows, 2), 3, 0, Stream.GENERATOR_NOISE)
+    with tf.GradientTape() as tape:
+        y = g(z) + SIGMA * epsilon
+        kl = tf.reduce_mean(s_q.network(y) - s_p.network(y))
+    v = g.trainable_variables
+    for w, d in zip(v, tape.gradient(kl, v), strict=True):
+        w.assign_sub(0.05 * d)
+
+    history = model.fit(data(rows), batch_size=rows, verbose=0).history
+    np.testing.assert_allclose(history["loss"], [kl], rtol=1e-4, atol=1e-5)
+    for mine, theirs in ((g, model.generator), (s_q.network, model.generated_dde.network)):
+        for a, b in zip(mine.weights, theirs.weights, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5)
+    for a, b in zip(frozen, model.data_dde.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)  # s_p is frozen
+
+
+def test_generator_gradient_descends_the_kl_of_gaussians():
+    """With exact s_p and s_q the gradient is that of KL(q~ || p~), in closed form for Gaussians."""
+    model = tfdde.Generator(
+        affine(mean=[0.7, -0.2], scale=[1.5, 0.4]), dde(1), dde(2), latent_dim=2, seed=3
+    )
+    total_p = np.array([1.0, 1.0]) + SIGMA**2  # data N(0, I)
+    total_q = np.array([1.5, 0.4]) ** 2 + SIGMA**2
+
+    def log_normal(mean, variance):
+        return lambda y, _: -tf.reduce_sum((y - mean) ** 2 / (2 * variance), axis=1)
+
+    model.data_dde.at = log_normal([0.0, 0.0], total_p.astype("f4"))
+    model.generated_dde.at = log_normal([0.7, -0.2], total_q.astype("f4"))
+    n = 400_000
+    z = random.normal((n, 2), 5, 0, Stream.SAMPLE)
+    epsilon = random.normal((n, 2), 6, 0, Stream.SAMPLE)
+    _, (kernel, bias) = model._loss_and_gradients(
+        z, epsilon, tf.constant(SIGMA), tf.constant(1.0 * n)
+    )
+    # d/dm and d/da of sum [(a^2 + s^2 + m^2) / v_p - log(a^2 + s^2)] / 2.
+    mean, scale = np.array([0.7, -0.2]), np.array([1.5, 0.4])
+    np.testing.assert_allclose(bias, mean / total_p, atol=0.01)
+    np.testing.assert_allclose(np.diag(kernel), scale / total_p - scale / total_q, atol=0.01)
+
+
+def affine(mean=(0.0, 0.0), scale=(0.3, 0.3)):
+    x = keras.Input((2,), name="z")
+    layer = keras.layers.Dense(2)
+    network = keras.Model(x, layer(x))
+    layer.set_weights([np.diag(scale).astype("f4"), np.array(mean, "f4")])
+    return network
+
+
+@pytest.mark.parametrize("along", [False, True])
+def test_learns_a_gaussian_and_deblurs_it(along):
+    """Its optimum is q = p and not the blurred p~: the variance without noise comes out."""
+    truth = Mixture([[1.0, -0.5]], [0.36], [1.0])
+    x = truth.sample(20_000, seed=0)
+    base = tfdde.GaussianBase(2)
+    base.adapt(x)
+    noise = tfdde.Decay(1.5, SIGMA, 20) if along else tfdde.Constant(SIGMA)
+    s_p = tfdde.DDE(networks.residual_mlp(2, 16, 2), noise, base=base, seed=1)
+    s_q = tfdde.DDE(networks.residual_mlp(2, 16, 2), noise, base=base, seed=2)
+    if not along:
+        s_p.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, 600)))
+        s_p.fit(tfdde.datasets.stream(x, 256, 0), steps_per_epoch=600, verbose=0)
+    model = tfdde.Generator(affine(), s_p, s_q, latent_dim=2, dde_steps=4, seed=3)
+    schedule = keras.optimizers.schedules.CosineDecay(2e-2, 500)
+    model.compile(
+        keras.optimizers.Adam(schedule, beta_1=0.5),
+        dde_optimizer=keras.optimizers.Adam(5e-3, beta_1=0.5),
+        data_optimizer=keras.optimizers.Adam(5e-3) if along else None,
+    )
+    before = s_p.network.get_weights()
+    history = model.fit(tfdde.datasets.stream(x, 256, 0), steps_per_epoch=500, verbose=0).history
+    changed = any((a != b).any() for a, b in zip(before, s_p.network.get_weights(), strict=True))
+    assert changed == along and ("data_loss" in history) == along
+    samples = model.sample(20_000, seed=1).numpy()
+    np.testing.assert_allclose(samples.mean(0), [1.0, -0.5], atol=0.08)
+    np.testing.assert_allclose(np.cov(samples.T), 0.36 * np.eye(2), atol=0.08)
+
+
+def test_sample_decode_interpolate():
+    model = make()
+    samples = model.sample(50, seed=7)
+    assert samples.shape == (50, 2)
+    np.testing.assert_array_equal(samples, model.sample(50, seed=7))
+    np.testing.assert_allclose(samples[:5], model.sample(5, seed=7), atol=1e-6)
+    assert not np.allclose(samples, model.sample(50, seed=8))
+    assert not np.allclose(model.sample(3), model.sample(3))
+    assert model.sample(0).shape == (0, 2)
+    z = np.random.default_rng(0).standard_normal((2, LATENT))
+    ends = model.decode(z)
+    line = model.interpolate(z[0], z[1], 5).numpy()
+    assert line.shape == (5, 2)
+    np.testing.assert_allclose(line[[0, -1]], ends, atol=1e-6)
+    np.testing.assert_allclose(line[2:3], model.decode(z.mean(0, keepdims=True)), atol=1e-6)
+
+
+def test_save_and_load_whole(tmp_path):
+    model = make()
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        dde_optimizer=keras.optimizers.SGD(1e-2),
+        data_optimizer="adam",
+    )
+    model.fit(data(), batch_size=64, verbose=0)
+    model.save(tmp_path / "generator.keras")
+    again = keras.saving.load_model(tmp_path / "generator.keras")
+    np.testing.assert_array_equal(again.sample(9, seed=1), model.sample(9, seed=1))
+    for name in ("data_dde", "generated_dde"):
+        a, b = getattr(again, name), getattr(model, name)
+        np.testing.assert_array_equal(a.log_density(data()), b.log_density(data()))
+    for name in ("optimizer", "dde_optimizer", "data_optimizer"):
+        a, b = getattr(again, name), getattr(model, name)
+        assert type(a) is type(b) and a.iterations == b.iterations
+        for v, w in zip(a.variables, b.variables, strict=True):
+            np.testing.assert_array_equal(v, w)
+
+
+def test_evaluate_estimates_the_loss():
+    model = make()
+    model.compile("adam")
+    x = data(20_000)
+    value = model.evaluate(x, batch_size=5000, verbose=0)
+    assert value == model.evaluate(x, batch_size=5000, verbose=0)
+    y = model.sample(20_000, seed=9) + SIGMA * tf.random.stateless_normal((20_000, 2), (1, 2))
+    difference = (model.generated_dde.log_density(y) - model.data_dde.log_density(y)).numpy()
+    assert abs(value - difference.mean()) < 6 * difference.std() / np.sqrt(len(difference))
+
+
+def test_principal_start_has_the_datas_mean_and_covariance():
+    rng = np.random.default_rng(0)
+    latent = rng.standard_normal((4000, 3))
+    x = 0.5 + 0.04 * latent @ rng.standard_normal((3, 12))
+    network = networks.dense_block(3, 8, 2, 12, output_activation="sigmoid")
+    networks.start_at_principal_components(network, x)
+    for layer in network.layers[-1:]:
+        kernel, bias = layer.get_weights()
+        kernel[3:] = 0  # without the hidden layers it is the linear model, bent by the sigmoid
+        layer.set_weights([kernel, bias])
+    y = network(rng.standard_normal((20_000, 3)).astype("f4")).numpy()
+    np.testing.assert_allclose(y.mean(0), x.mean(0), atol=0.01)
+    np.testing.assert_allclose(np.cov(y.T), np.cov(x.T), atol=0.1 * np.var(x, axis=0).max())
+    with pytest.raises(ValueError, match="`x` must have more than 3 rows of 12 entries"):
+        networks.start_at_principal_components(network, x[:, :5])
+    with pytest.raises(ValueError, match="`network` must be a dense_block"):
+        networks.start_at_principal_components(networks.dense_block(3), x)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"latent_dim": 4}, r"inputs of shape \(None, latent_dim\) = \(None, 4\)"),
+        ({"latent_dim": 0}, "`latent_dim` must be an integer >= 1, got 0"),
+        ({"dde_steps": 0}, "`dde_steps` must be an integer >= 1, got 0"),
+        ({"data_dde": "p"}, "`data_dde` must be a tfdde.DDE, got 'p'"),
+        ({"generator": None}, "`generator` must be a built keras.Model"),
+        ({"seed": 1.5}, "`seed` must be"),
+    ],
+)
+def test_bad_arguments(change, message):
+    parts = {
+        "generator": networks.residual_mlp(LATENT, 4, 1, output_shape=2),
+        "data_dde": dde(1),
+        "generated_dde": dde(2),
+        "latent_dim": LATENT,
+    }
+    with pytest.raises(ValueError, match=message):
+        tfdde.Generator(**{**parts, **change})
+
+
+def test_parts_that_do_not_fit():
+    network = networks.residual_mlp(LATENT, 4, 1, output_shape=2)
+    with pytest.raises(ValueError, match="same noise level, got sigma 0.5 and 0.1"):
+        tfdde.Generator(network, dde(1), dde(2, tfdde.Constant(0.1)), LATENT)
+    wide = tfdde.DDE(networks.residual_mlp(3, 4, 1), tfdde.Constant(SIGMA))
+    with pytest.raises(
+        ValueError, match=r"`data_dde` must take rows of the generator's shape \(2,\)"
+    ):
+        tfdde.Generator(network, wide, dde(2), LATENT)
+    one = dde(1)
+    with pytest.raises(ValueError, match="`generated_dde` must be another DDE"):
+        tfdde.Generator(network, one, one, LATENT)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: m.sample(-1), "`n` must be an integer >= 0, got -1"),
+        (lambda m: m.sample(2.5), "`n` must be an integer"),
+        (lambda m: m.sample(2, seed=-3), "`seed` must be"),
+        (lambda m: m.decode(np.zeros((2, 5))), r"`z` must have shape \(rows, 3\), got \(2, 5\)"),
+        (lambda m: m.decode([[np.nan] * 3]), "`z` must be finite"),
+        (lambda m: m.interpolate([0] * 3, [1] * 3, 1), "`steps` must be an integer >= 2, got 1"),
+        (lambda m: m.interpolate([0] * 2, [1] * 3, 4), "`z0` must have shape"),
+        (lambda m: m.fit(np.zeros((4, 3))), r"`x` must have shape \(rows, 2\)"),
+        (lambda m: m.fit(np.zeros((0, 2))), "`x` is empty"),
+    ],
+)
+def test_bad_input(call, message):
+    model = make()
+    model.compile("adam")
+    with pytest.raises(ValueError, match=message):
+        call(model)

@@ -1,0 +1,125 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdde
+from tfdde import networks
+
+BUILDERS = [networks.residual_mlp, networks.dense_block]
+
+
+def numpy_softplus(x):
+    return np.logaddexp(0.0, x)
+
+
+def weights_of(model):
+    return [w.numpy().astype(float) for w in model.weights]
+
+
+def test_residual_mlp_against_numpy():
+    model = networks.residual_mlp(3, width=5, depth=4)
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    (w, b), *blocks, (out,) = [layer.get_weights() for layer in model.layers if layer.get_weights()]
+    h = x @ w + b
+    for v, c in blocks:
+        h = h + numpy_softplus(h @ v + c)
+    assert len(blocks) == 4
+    np.testing.assert_allclose(model(x.astype("float32")), h @ out, rtol=2e-4, atol=1e-5)
+
+
+def test_dense_block_against_numpy():
+    model = networks.dense_block((2, 2, 1), width=5, depth=3, output_shape=(2, 3))
+    x = np.random.default_rng(0).standard_normal((6, 2, 2, 1))
+    *hidden, (out, bias) = [layer.get_weights() for layer in model.layers if layer.get_weights()]
+    h = x.reshape(6, 4)
+    for v, c in hidden:
+        h = np.concatenate([h, numpy_softplus(h @ v + c)], axis=1)
+    expected = (h @ out + bias).reshape(6, 2, 3)
+    np.testing.assert_allclose(model(x.astype("float32")), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_paper_sizes(build):
+    assert networks.residual_mlp(2).output_shape == (None, 1)
+    dense = networks.dense_block((28, 28, 1), depth=15)
+    sizes = [784 + 256 * i for i in range(15)]
+    assert dense.count_params() == sum((n + 1) * 256 for n in sizes) + 784 + 256 * 15
+    assert build(4, output_shape=3).output_shape == (None, 3)
+    assert build(2).layers[-1].use_bias is False  # the score loss can't see it
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_layers_start_with_weights_of_their_own(build):
+    kernels = [w.numpy() for w in build(4, width=4, depth=3).weights if w.name == "kernel"]
+    corners = [k[:4, :1] for k in kernels[:4]]
+    for i, a in enumerate(corners):
+        for b in corners[:i]:
+            assert not np.allclose(a, b)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_save_and_load(build, tmp_path):
+    model = build(3, width=6, depth=3, output_shape=(2, 2), output_activation="sigmoid")
+    model.save(tmp_path / "net.keras")
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype("float32")
+    again = keras.saving.load_model(tmp_path / "net.keras")
+    np.testing.assert_array_equal(again(x), model(x))
+
+
+def test_softplus_with_both_derivatives_against_numpy():
+    x = np.concatenate([np.linspace(-200, 200, 801), [0.0, 1e-9, -1e-9]])
+    t = tf.constant(x)
+    with tf.GradientTape() as outer:
+        outer.watch(t)
+        with tf.GradientTape() as inner:
+            inner.watch(t)
+            y = networks.softplus(t)
+        first = inner.gradient(y, t)
+    second = outer.gradient(first, t)
+    sigmoid = np.exp(-np.logaddexp(0.0, -x))
+    np.testing.assert_allclose(y, np.logaddexp(0.0, x), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(first, sigmoid, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(second, sigmoid * np.exp(-np.logaddexp(0.0, x)), atol=1e-12)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize(
+    "arguments", [{"width": 0}, {"depth": -1}, {"depth": 2.5}, {"width": True}]
+)
+def test_bad_sizes_are_named(build, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got"):
+        build(2, **arguments)
+
+
+@pytest.mark.parametrize("shape", [0, (), (3, -1), "ab", 2.5])
+def test_bad_shapes_are_named(shape):
+    with pytest.raises(ValueError, match="`input_shape` must be a positive int"):
+        networks.residual_mlp(shape)
+
+
+class TestGaussianBase:
+    def test_against_numpy(self):
+        rng = np.random.default_rng(0)
+        x = (rng.standard_normal((5000, 3)) @ rng.standard_normal((3, 3)) + [5, 0, -3]).astype("f4")
+        base = tfdde.GaussianBase(3)
+        base.adapt(x)
+        sigma = 0.7
+        precision = np.linalg.inv(np.cov(x.T, bias=True) + sigma**2 * np.eye(3))
+        centred = x[:50] - x.mean(0)
+        expected = -0.5 * np.einsum("ni,ij,nj->n", centred, precision, centred)
+        np.testing.assert_allclose(base(x[:50], tf.constant(sigma)), expected, rtol=1e-3)
+
+    def test_constant_column_needs_no_variance(self):
+        x = np.zeros((100, 2), "f4")
+        x[:, 0] = np.arange(100)
+        base = tfdde.GaussianBase(2)
+        base.adapt(x)
+        value = base(tf.constant([[49.5, 0.3]]), tf.constant(0.1)).numpy()
+        np.testing.assert_allclose(value, [-0.5 * 9.0], rtol=1e-4)
+
+    @pytest.mark.parametrize("x", [np.zeros((4, 3)), np.zeros((1, 2)), [[np.nan, 0.0]] * 3])
+    def test_bad_data(self, x):
+        with pytest.raises(ValueError, match="`x` must"):
+            tfdde.GaussianBase(2).adapt(x)

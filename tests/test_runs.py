@@ -1,0 +1,202 @@
+"""A run stopped anywhere and resumed ends with the very weights of an uninterrupted one."""
+
+import json
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+import tfdde
+from tfdde import plots, runs
+from tfdde.datasets import stream
+from tfdde.networks import residual_mlp
+
+# Keras's own saving of weights makes NumPy 2 warn.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+EPOCH, STEPS = 5, 17  # the last epoch is shorter
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(0).standard_normal((200, 2)).astype("float32")
+
+
+def build_density():
+    # As in a new process: TensorFlow's graph optimizer orders sums by the names of the layers,
+    # so that dense_9, dense_10 may round otherwise than dense, dense_1.
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(3)
+    model = tfdde.DDE(residual_mlp(2, 8, 2), tfdde.Constant(0.3), seed=1)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS)
+    model.compile(keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=0.9))
+    return model
+
+
+def build_generator():
+    density = build_density()
+    model = tfdde.Generator(
+        residual_mlp(2, 8, 2, output_shape=2),
+        data_dde=density,
+        generated_dde=tfdde.DDE(residual_mlp(2, 8, 2), tfdde.Constant(0.3), seed=5),
+        latent_dim=2,
+        dde_steps=2,
+        seed=7,
+    )
+    # Eager only to save the time of tracing.
+    adam = keras.optimizers.Adam
+    model.compile(adam(1e-3), dde_optimizer=adam(1e-3), run_eagerly=True)
+    return model
+
+
+class At(keras.callbacks.Callback):
+    """Do something once, right after iteration ``step``."""
+
+    def __init__(self, step, action):
+        super().__init__()
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == self.step:
+            self.action()
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def power_cut():
+    raise SystemError("power cut")
+
+
+def train(folder, build, x, resume=False, steps=STEPS, callbacks=()):
+    model = build()
+    run = runs.Run(folder, {"steps": steps}, resume)
+    done = run.train("phase", model, lambda k: stream(x, 16, 2, k), steps, EPOCH, callbacks)
+    return model, done
+
+
+def assert_same_weights(a, b):
+    assert len(a.weights) == len(b.weights)
+    for v, w in zip(a.weights, b.weights, strict=True):
+        np.testing.assert_array_equal(v.numpy(), w.numpy(), err_msg=v.path)
+
+
+@pytest.fixture(scope="module", params=[build_density, build_generator])
+def whole(request, x, tmp_path_factory):
+    """The folder and model of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    model, done = train(folder, request.param, x)
+    assert done and int(model.optimizer.iterations) == STEPS
+    return folder, model, request.param
+
+
+def test_interrupted_anywhere_equals_uninterrupted(whole, x, tmp_path, capsys):
+    folder, model, build = whole
+    # In the middle of an epoch, again in its rest, at the end of one, in the short last one.
+    steps = (3, 4, 10, 16) if build is build_density else (4, 16)
+    for i, step in enumerate(steps):
+        stopped, done = train(tmp_path, build, x, i > 0, callbacks=[At(step, ctrl_c)])
+        assert not done and int(stopped.optimizer.iterations) == step
+        assert f"Interrupted at step {step} of {STEPS}" in capsys.readouterr().out
+        saved = keras.saving.load_model(tmp_path / "phase.keras")
+        assert_same_weights(saved, stopped)
+    resumed, done = train(tmp_path, build, x, resume=True)
+    assert done
+    assert_same_weights(resumed, model)
+    assert_same_weights(keras.saving.load_model(tmp_path / "phase.keras"), model)
+    a, b = (plots.read_log(f / "phase.csv") for f in (folder, tmp_path))
+    assert list(a) == list(b)
+    np.testing.assert_array_equal(a["epoch"], [0, 1, 2, 3])
+    np.testing.assert_array_equal(b["epoch"], [0, 1, 2, 3])
+    np.testing.assert_array_equal(a["loss"][1:3], b["loss"][1:3])  # epochs not interrupted
+    # A complete run resumed has nothing to do, and gives the same.
+    assert_same_weights(train(tmp_path, build, x, resume=True)[0], model)
+
+
+def test_killed_run_goes_on_from_its_last_checkpoint(whole, x, tmp_path):
+    folder, model, build = whole
+
+    # After the log of epoch 1, before its checkpoint.
+    def cut(epoch, logs):
+        return epoch == 1 and power_cut()
+
+    with pytest.raises(SystemError):
+        train(tmp_path, build, x, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=cut)])
+    np.testing.assert_array_equal(plots.read_log(tmp_path / "phase.csv")["epoch"], [0, 1])
+    resumed, _ = train(tmp_path, build, x, resume=True)
+    assert_same_weights(resumed, model)
+    assert (tmp_path / "phase.csv").read_text() == (folder / "phase.csv").read_text()
+
+
+def test_killed_before_the_first_checkpoint(x, tmp_path):
+    with pytest.raises(SystemError):
+        train(tmp_path, build_density, x, steps=3, callbacks=[At(2, power_cut)])
+    resumed, done = train(tmp_path, build_density, x, resume=True, steps=3)
+    assert done and int(resumed.optimizer.iterations) == 3
+
+
+def test_final_weights_are_the_averages(x, tmp_path):
+    model, _ = train(tmp_path, build_density, x, steps=4)
+    averages = model.optimizer._model_variables_moving_average
+    for weight, average in zip(model.trainable_weights, averages, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), average.numpy())
+    raw = build_density()
+    raw.load_weights(tmp_path / "checkpoint" / "phase.weights.h5")
+    assert not np.array_equal(raw.weights[0].numpy(), model.weights[0].numpy())
+
+
+def test_second_ctrl_c_quits_at_once_and_the_handler_is_put_back(x, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+
+    def twice():
+        ctrl_c()
+        ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, build_density, x, callbacks=[At(7, twice)])
+    assert signal.getsignal(signal.SIGINT) is before
+    raw = build_density()
+    raw.load_weights(tmp_path / "checkpoint" / "phase.weights.h5")
+    assert int(raw.optimizer.iterations) == 5  # of the last whole epoch
+
+
+def test_config_tells_what_was_run(tmp_path):
+    runs.Run(tmp_path / "new", {"sigma": 0.2, "devices": ("CPU:0",), "output": "here"})
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["arguments"]["sigma"] == 0.2
+    assert config["versions"]["tfdde"] == tfdde.__version__
+    assert set(config) == {"arguments", "versions", "command", "started"}
+
+
+def test_run_folder_is_not_mixed_up(tmp_path):
+    with pytest.raises(runs.RunError, match="no run to resume in .*leave out --resume"):
+        runs.Run(tmp_path, {"sigma": 0.2}, resume=True)
+    runs.Run(tmp_path, {"sigma": 0.2, "devices": ("CPU:0",), "resume": False})
+    with pytest.raises(runs.RunError, match="add --resume to continue it, or choose another"):
+        runs.Run(tmp_path, {"sigma": 0.2})
+    with pytest.raises(runs.RunError, match=r"started with sigma = 0\.2, not 0\.3"):
+        runs.Run(tmp_path, {"sigma": 0.3, "devices": ("CPU:0",)}, resume=True)
+    runs.Run(tmp_path, {"sigma": 0.2, "devices": ("CPU:0",), "resume": True}, resume=True)
+
+
+def test_command_ends_in_a_sentence_and_a_code(capsys):
+    def raising(error):
+        @runs.command
+        def main():
+            raise error
+
+        return main
+
+    assert runs.command(lambda: True)() == 0
+    assert runs.command(lambda: False)() == runs.INTERRUPTED
+    assert raising(KeyboardInterrupt())() == runs.INTERRUPTED
+    assert "--resume" in capsys.readouterr().out
+    assert raising(runs.RunError("busy"))() == 2
+    assert raising(FileNotFoundError("no data"))() == 2
+    assert raising(tfdde.DivergedError(3, {"loss": float("nan")}))() == 1
+    assert capsys.readouterr().err.splitlines()[:2] == ["error: busy", "error: no data"]
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        raising(ZeroDivisionError())()

@@ -1,0 +1,193 @@
+"""The training scripts as a user runs them, tiny: files, errors, Ctrl-C and --resume."""
+
+import gzip
+import importlib.util
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Keras's own saving of weights makes NumPy 2 warn.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+TOY = ["--width=8", "--depth=2", "--batch-size=16", "--dde-steps=2", "--no-jit"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import train/<name>.py, with a small pool of points and short epochs."""
+
+    def load(name):
+        monkeypatch.syspath_prepend(ROOT / "train")
+        monkeypatch.delitem(sys.modules, "mnist", raising=False)
+        spec = importlib.util.spec_from_file_location(name, ROOT / "train" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if name == "toy":
+            monkeypatch.setattr(module, "POOL", 1000)
+            monkeypatch.setattr(module, "EPOCH", 4)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    """The four files of MNIST, with 40 and 20 images of noise."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part, rows in (("train", 40), ("t10k", 20)):
+        images = rng.integers(0, 256, (rows, 28, 28), dtype=np.uint8)
+        with gzip.open(folder / f"{part}-images-idx3-ubyte.gz", "wb") as f:
+            f.write(struct.pack(">4i", 2051, rows, 28, 28) + images.tobytes())
+        with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz", "wb") as f:
+            f.write(struct.pack(">2i", 2049, rows) + bytes(rows))
+    return folder
+
+
+def files(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+EXPECTED = {
+    "config.json",
+    "checkpoint/density.weights.h5",
+    "checkpoint/generator.weights.h5",
+    "density.csv",
+    "density.keras",
+    "generator.csv",
+    "generator.keras",
+    "losses.png",
+    "samples.png",
+}
+
+
+def test_toy(script, tmp_path, capsys):
+    toy, folder = script("toy"), tmp_path / "run"
+    args = [*TOY, "--steps=6", "--generator-steps=5", f"--output={folder}"]
+    assert toy.main(args) == 0
+    assert files(folder) >= EXPECTED | {"density.png"}
+    kl = re.search(r"KL\(exact \|\| normalised DDE\) = (\S+) nats", capsys.readouterr().out)
+    assert np.isfinite(float(kl[1]))
+    generator = keras.saving.load_model(folder / "generator.keras")
+    assert generator.sample(3, seed=1).shape == (3, 2)
+    density = keras.saving.load_model(folder / "density.keras")
+    assert density.log_density(np.zeros((3, 2))).shape == (3,)
+
+    # A second run does not overwrite the first, and another one is not its continuation.
+    assert toy.main(args) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert toy.main([*args, "--sigma=0.3", "--resume"]) == 2
+    assert "started with sigma = 0.2, not 0.3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_images(script, tmp_path, idx_folder, name):
+    folder = tmp_path / "run"
+    args = [*TOY, "--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}"]
+    module = script(name)
+    kwargs = {"dataset": name} if name == "fashion_mnist" else {}
+    assert module.main([*args, f"--output={folder}"], **kwargs) == 0
+    assert files(folder) >= EXPECTED | {"interpolation.png"}
+    generator = keras.saving.load_model(folder / "generator.keras")
+    images = generator.sample(2, seed=1).numpy()
+    assert images.shape == (2, 28, 28, 1) and images.min() >= 0 and images.max() <= 1
+
+
+def test_missing_data_is_one_sentence(script, tmp_path, capsys):
+    folder = tmp_path / "run"
+    nowhere = tmp_path / "nowhere"
+    assert script("mnist").main([f"--data-dir={nowhere}", f"--output={folder}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(nowhere) in error
+    assert not folder.exists()
+
+
+def test_damaged_data_are_one_sentence(script, tmp_path, idx_folder, capsys):
+    images = idx_folder / "train-images-idx3-ubyte.gz"
+    images.write_bytes(images.read_bytes()[:100])
+    args = [f"--data-dir={idx_folder}", f"--output={tmp_path / 'run'}"]
+    assert script("mnist").main(args) == 2
+    assert capsys.readouterr().err.startswith("error: the data are damaged: ")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dataset=checkerbord"], "invalid choice: 'checkerbord'.*checkerboard"),
+        (["--sigma=-1"], "argument --sigma: .*'-1'"),
+        (["--steps=0"], "argument --steps: .*'0'"),
+        (["--preset=fast"], "argument --preset: invalid choice: 'fast'"),
+        (["--sigmma=1"], "unrecognized arguments: --sigmma"),
+    ],
+)
+def test_wrong_arguments(script, capsys, args, message):
+    with pytest.raises(SystemExit) as exit_:
+        script("toy").main(args)
+    assert exit_.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["toy", "mnist"])
+def test_presets_are_defaults_that_options_override(script, capsys, name):
+    module = script(name)
+    parse = module.parse if name == "toy" else lambda argv: module.parse(argv, "mnist")
+    paper, quick = vars(parse([])), vars(parse(["--preset=quick"]))
+    assert paper.items() >= module.PRESETS["paper"].items()
+    assert quick.items() >= module.PRESETS["quick"].items()
+    assert set(module.PRESETS["quick"]) <= set(module.PRESETS["paper"])
+    assert vars(parse(["--preset=quick", "--width=77"]))["width"] == 77
+    assert None not in [v for k, v in paper.items() if k not in ("data_dir", "devices")]
+    with pytest.raises(SystemExit):
+        parse(["--preset=quick", "--help"])
+    text = capsys.readouterr().out
+    assert f"(default: {module.PRESETS['quick']['steps']})" in text
+
+
+def start(args):
+    return subprocess.Popen(
+        [sys.executable, "-u", "train/toy.py", *args],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_ctrl_c_then_resume_equals_an_uninterrupted_run(tmp_path):
+    args = [*TOY, "--steps=1200", "--generator-steps=5"]
+    whole = start([*args, f"--output={tmp_path / 'whole'}"])
+    stopped = start([*args, f"--output={tmp_path / 'stopped'}"])
+    # The first checkpoint is of step 500: then the training is in the middle of an epoch.
+    checkpoint = tmp_path / "stopped/checkpoint/density.weights.h5"
+    while not checkpoint.exists() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    output = stopped.communicate(timeout=300)[0]
+    assert stopped.returncode == 130, output
+    assert output.splitlines()[-1] == "To continue, run the same command with --resume."
+    step = int(re.search(r"Interrupted at step (\d+) of 1200 \(density\)", output)[1])
+    assert 500 < step < 1200
+    assert {"density.keras", "density.png", "losses.png"} <= files(tmp_path / "stopped")
+
+    resumed = start([*args, f"--output={tmp_path / 'stopped'}", "--resume"])
+    for process in (resumed, whole):
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+    for name in ("density", "generator"):
+        a, b = (
+            keras.saving.load_model(tmp_path / f / f"{name}.keras") for f in ("whole", "stopped")
+        )
+        for v, w in zip(a.weights, b.weights, strict=True):
+            np.testing.assert_array_equal(v.numpy(), w.numpy(), err_msg=v.path)

@@ -1,0 +1,24 @@
+"""Denoising density estimators in TensorFlow/Keras: a log-density and a sampler from data."""
+
+from tfdde import datasets, losses, metrics, networks
+from tfdde.base import GaussianBase
+from tfdde.callbacks import Checkpoint, DivergedError
+from tfdde.density import DDE
+from tfdde.generator import Generator
+from tfdde.noise import Constant, Decay
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDE",
+    "Checkpoint",
+    "Constant",
+    "Decay",
+    "DivergedError",
+    "GaussianBase",
+    "Generator",
+    "datasets",
+    "losses",
+    "metrics",
+    "networks",
+]

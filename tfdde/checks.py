@@ -1,0 +1,91 @@
+"""Checks of user input: each error names the argument, the value and what was expected."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def check_integer(value: Any, name: str, minimum: int = 1) -> int:
+    """Return ``value`` as an int >= ``minimum`` or raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}.")
+    return int(value)
+
+
+def _describe(shape: tuple[int, ...]) -> str:
+    return f"(rows, {', '.join(map(str, shape))})"
+
+
+def check_rows(x: Any, name: str, shape: tuple[int, ...], allow_empty: bool = False) -> np.ndarray:
+    """Return ``x`` as a finite float32 array of shape (rows, *shape).
+
+    Raises:
+        ValueError: not numeric, wrong rank or width, no rows, NaN or infinity.
+    """
+    try:
+        array = np.asarray(x)
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise TypeError(f"dtype {array.dtype}")
+        array = np.asarray(array, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be an array of numbers of shape {_describe(shape)}: {error}."
+        ) from None
+    if array.ndim != len(shape) + 1:
+        raise ValueError(
+            f"`{name}` must have rank {len(shape) + 1}, shape {_describe(shape)}, "
+            f"got rank {array.ndim}, shape {array.shape}."
+        )
+    if array.shape[1:] != tuple(shape):
+        raise ValueError(f"`{name}` must have shape {_describe(shape)}, got {array.shape}.")
+    if len(array) == 0 and not allow_empty:
+        raise ValueError(f"`{name}` is empty: expected at least one row, got shape {array.shape}.")
+    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    if not finite.all():
+        rows = np.flatnonzero(~finite)
+        raise ValueError(
+            f"`{name}` must be finite, got NaN or infinity in {len(rows)} of {len(array)} rows, "
+            f"the first at row {rows[0]}."
+        )
+    return array
+
+
+def check_pixels(x: np.ndarray, name: str, margin: float = 0.0) -> np.ndarray:
+    """Return images ``x``, or raise ValueError unless their pixels are scaled to [0, 1].
+
+    ``margin`` is how far beyond [0, 1] noise may have taken them.
+    """
+    if x.ndim == 4 and x.size:
+        low, high = float(x.min()), float(x.max())
+        if low < -margin or high > 1 + margin:
+            raise ValueError(
+                f"`{name}` must hold pixels scaled to [0, 1], got values in [{low:g}, {high:g}]; "
+                "divide 8-bit pixels by 255."
+            )
+    return x
+
+
+def check_dataset(dataset: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a tf.data dataset yields batches (rows, *shape) of floats."""
+    spec = dataset.element_spec
+    if isinstance(spec, tuple) and len(spec) == 1:
+        spec = spec[0]
+    if not isinstance(spec, tf.TensorSpec):
+        # A distributed dataset wraps the specs of its replicas; the step itself will check.
+        if isinstance(dataset, tf.data.Dataset):
+            raise ValueError(
+                f"`{name}` must yield one tensor of shape {_describe(shape)}, without labels, "
+                f"got elements of {spec}."
+            )
+        return
+    if not spec.dtype.is_floating:
+        raise ValueError(f"`{name}` must yield floating-point batches, got {spec.dtype.name}.")
+    if not spec.shape.is_compatible_with((None, *shape)):
+        raise ValueError(
+            f"`{name}` must yield batches of shape {_describe(shape)}, got {spec.shape}; "
+            "is `.batch(...)` missing?"
+        )

@@ -1,0 +1,182 @@
+"""MNIST and Fashion-MNIST, from IDX files or tensorflow-datasets."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import socket
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DATA_DIR_VARIABLE = "TFDDE_DATA_DIR"
+_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+_HOST = "storage.googleapis.com"  # where tensorflow-datasets downloads both from
+_PROBE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images as float32 (n, rows, columns, 1) in [0, 1], labels as int64 (n,)."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def read_idx(path: str | os.PathLike) -> np.ndarray:
+    """Read a file of unsigned bytes in LeCun's IDX format, plain or gzip.
+
+    Returns:
+        uint8 array of the shape that the header states.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not IDX, not of bytes, or shorter or longer than its header says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"IDX file {str(path)!r} does not exist.")
+    with open(path, "rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path, "rb") if compressed else open(path, "rb") as f:
+            magic = f.read(4)
+            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != 8 or not 1 <= magic[3] <= 4:
+                raise ValueError(
+                    f"{str(path)!r} is no IDX file of unsigned bytes: expected a header "
+                    f"00 00 08 followed by 1 to 4 dimensions, got {magic.hex(' ') or 'nothing'}."
+                )
+            header = f.read(4 * magic[3])
+            if len(header) < 4 * magic[3]:
+                raise ValueError(f"{str(path)!r} ends within its header of {magic[3]} dimensions.")
+            shape = struct.unpack(f">{magic[3]}I", header)
+            expected = math.prod(shape)
+            # In pieces: a lying header must not make us allocate what it claims.
+            pieces, found = [], 0
+            while found <= expected and (piece := f.read(min(1 << 24, expected + 1 - found))):
+                pieces.append(piece)
+                found += len(piece)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}.") from None
+    if found != expected:
+        more = "more than that" if found > expected else f"{found}"
+        raise ValueError(
+            f"{str(path)!r} must hold {expected} bytes after its header, as its shape {shape} "
+            f"says, got {more}."
+        )
+    return np.frombuffer(b"".join(pieces), np.uint8).reshape(shape)
+
+
+def _scaled(parts: dict[str, np.ndarray]) -> ImageData:
+    for split in ("train", "test"):
+        images, labels = parts[f"x_{split}"], parts[f"y_{split}"]
+        if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
+            raise ValueError(
+                f"The {split} images must have shape (n, rows, columns) and the labels (n,), "
+                f"got {images.shape} and {labels.shape}."
+            )
+        if len(images) == 0:
+            raise ValueError(f"The {split} images are empty.")
+        images = images.reshape(*images.shape[:3], 1)
+        parts[f"x_{split}"] = images.astype(np.float32) / np.float32(255)
+        parts[f"y_{split}"] = labels.astype(np.int64)
+    return ImageData(**parts)
+
+
+def _find(folder: Path, name: str) -> dict[str, Path] | None:
+    """The four IDX files in ``folder`` or ``folder/name``, or None."""
+    for place in (folder, folder / name):
+        found = {
+            part: path
+            for part, stem in _FILES.items()
+            for path in (place / stem, place / f"{stem}.gz")
+            if path.is_file()
+        }
+        if len(found) == len(_FILES):
+            return found
+    return None
+
+
+def _from_tfds(name: str) -> ImageData:
+    where = (
+        f"Put the four original IDX files in a folder and give it as `data_dir` (--data-dir) or "
+        f"in the environment variable {DATA_DIR_VARIABLE}"
+    )
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise FileNotFoundError(
+            f"No {name} data: {where}, or install tensorflow-datasets to download them "
+            "(pip install 'tfdde[data]')."
+        ) from None
+    builder = tfds.builder(name)
+    if not builder.data_path.exists():
+        # tensorflow-datasets retries an unreachable host for minutes: knock first.
+        try:
+            socket.create_connection((_HOST, 443), timeout=_PROBE_SECONDS).close()
+        except OSError as error:
+            raise FileNotFoundError(
+                f"No {name} data: tensorflow-datasets has not prepared them and {_HOST} cannot be "
+                f"reached ({error}). {where}, or run again where the download works."
+            ) from None
+        builder.download_and_prepare()
+    arrays: dict[str, Any] = {}
+    for split in ("train", "test"):
+        both = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = both["image"], both["label"]
+    return _scaled(arrays)
+
+
+def _load(name: str, data_dir: str | os.PathLike | None) -> ImageData:
+    folder = data_dir if data_dir is not None else os.environ.get(DATA_DIR_VARIABLE)
+    if folder:
+        paths = _find(Path(folder), name)
+        if paths is not None:
+            return _scaled({part: read_idx(path) for part, path in paths.items()})
+        # An explicit folder without the files is a mistake; the variable may serve other sets.
+        if data_dir is not None:
+            raise FileNotFoundError(
+                f"`data_dir` must hold the files {', '.join(_FILES.values())} (or .gz), itself or "
+                f"in its folder {name!r}, got {str(folder)!r}, which does not."
+            )
+    return _from_tfds(name)
+
+
+def load_mnist(data_dir: str | os.PathLike | None = None) -> ImageData:
+    """MNIST: 60,000 training and 10,000 test digits, 28 x 28.
+
+    Taken from the IDX files in ``data_dir``, else in the folder that the environment
+    variable TFDDE_DATA_DIR names (each may have a folder ``mnist``), else from
+    tensorflow-datasets, which downloads them if need be.
+
+    Args:
+        data_dir: folder with the four original files, plain or gzip.
+
+    Returns:
+        ``ImageData``: pixels in [0, 1].
+
+    Raises:
+        FileNotFoundError: no data to be had; says within seconds what to do.
+        ValueError: a file is damaged.
+    """
+    return _load("mnist", data_dir)
+
+
+def load_fashion_mnist(data_dir: str | os.PathLike | None = None) -> ImageData:
+    """Fashion-MNIST: 60,000 training and 10,000 test pictures of clothes, 28 x 28.
+
+    Sources, arguments and errors are those of ``load_mnist``; the folder is ``fashion_mnist``.
+    """
+    return _load("fashion_mnist", data_dir)

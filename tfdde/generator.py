@@ -1,0 +1,275 @@
+"""The generator, section 4 of the paper: Algorithm 1 as a keras.Model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdde import random
+from tfdde.checks import check_integer
+from tfdde.density import DDE
+from tfdde.random import Stream
+from tfdde.training import Trainer, as_batch, global_count, to_rows, update_mean
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+class Generator(Trainer):
+    """One-shot sampler x = g(z), z ~ N(0, I), trained to minimise KL(q~ || p~).
+
+    Here p~ and q~ are the densities of data and of g(z), both blurred by the same
+    noise.  Each training step fits the generated DDE s_q to fresh g(z) for
+    ``dde_steps`` updates, then moves g down the gradient of
+    E[s_q(g(z) + eta) - s_p(g(z) + eta)] with both densities held constant
+    (Algorithm 1; its printed "+" is a slip of sign).  The optimum is q = p,
+    not merely q~ = p~.
+
+    >>> generator = tfdde.Generator(network, data_dde, generated_dde, latent_dim=16)
+    >>> generator.compile("adam", dde_optimizer="adam")
+    >>> generator.fit(x, batch_size=100, epochs=10)
+    >>> generator.sample(64, seed=1)
+
+    Args:
+        generator: Keras model (batch, latent_dim) -> (batch, *shape).
+        data_dde: s_p, a ``DDE`` of the data: trained before and frozen, or trained
+            along if ``compile`` is given a ``data_optimizer``.
+        generated_dde: s_q, another ``DDE`` of the same shape and noise level.
+        latent_dim: dimensions of z.
+        dde_steps: updates of s_q for each update of g.
+        seed: integer in [0, 2**31) that fixes latents and noise; by default drawn.
+
+    Raises:
+        ValueError: shapes or noise levels do not fit together.
+    """
+
+    def __init__(
+        self,
+        generator: keras.Model,
+        data_dde: DDE,
+        generated_dde: DDE,
+        latent_dim: int = 16,
+        dde_steps: int = 10,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.latent_dim = check_integer(latent_dim, "latent_dim")
+        self.dde_steps = check_integer(dde_steps, "dde_steps")
+        self.seed = random.check_seed(seed)
+        for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
+            if not isinstance(dde, DDE):
+                raise ValueError(f"`{name}` must be a tfdde.DDE, got {dde!r}.")
+        if data_dde is generated_dde or data_dde.network is generated_dde.network:
+            raise ValueError(
+                "`generated_dde` must be another DDE than `data_dde`, with its own network."
+            )
+        if not isinstance(generator, keras.Model) or not generator.built:
+            raise ValueError(f"`generator` must be a built keras.Model, got {generator!r}.")
+        if generator.input_shape != (None, self.latent_dim):
+            raise ValueError(
+                f"`generator` must take inputs of shape (None, latent_dim) = "
+                f"(None, {self.latent_dim}), got {generator.input_shape}."
+            )
+        self.data_shape = tuple(generator.output_shape[1:])
+        for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
+            if dde.data_shape != self.data_shape:
+                raise ValueError(
+                    f"`{name}` must take rows of the generator's shape {self.data_shape}, "
+                    f"got {dde.data_shape}."
+                )
+        if data_dde.noise.sigma != generated_dde.noise.sigma:
+            raise ValueError(
+                "`data_dde` and `generated_dde` must have the same noise level, got sigma "
+                f"{data_dde.noise.sigma} and {generated_dde.noise.sigma}."
+            )
+        self.generator = generator
+        self.data_dde = data_dde
+        self.generated_dde = generated_dde
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.dde_loss_tracker = keras.metrics.Mean(name="dde_loss")
+        self.data_loss_tracker = keras.metrics.Mean(name="data_loss")
+        self.built = True
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        *,
+        dde_optimizer: Any = "adam",
+        data_optimizer: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: Any = "auto",
+    ) -> None:
+        """Choose the optimizers.
+
+        Args:
+            optimizer: of the generator.
+            dde_optimizer: of the generated DDE; it makes ``dde_steps`` updates a step.
+            data_optimizer: of the data DDE, which then makes one update a step on the
+                batch; None leaves the data DDE frozen.
+            run_eagerly, steps_per_execution, jit_compile: as in ``DDE.compile``.
+        """
+        super().compile(
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+        )
+        self.dde_optimizer = keras.optimizers.get(dde_optimizer)
+        self.data_optimizer = (
+            None if data_optimizer is None else keras.optimizers.get(data_optimizer)
+        )
+        self._compile_config = {
+            "optimizer": keras.optimizers.serialize(self.optimizer),
+            "dde_optimizer": keras.optimizers.serialize(self.dde_optimizer),
+            "data_optimizer": self.data_optimizer
+            and keras.optimizers.serialize(self.data_optimizer),
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+            "jit_compile": jit_compile,
+        }
+        self.optimizer.build(self.generator.trainable_variables)
+        self.dde_optimizer.build(self.generated_dde.network.trainable_variables)
+        if self.data_optimizer is not None:
+            self.data_optimizer.build(self.data_dde.network.trainable_variables)
+        self._descend = self.maybe_jit(self._loss_and_gradients)
+        for dde in (self.data_dde, self.generated_dde):
+            dde.prepare(self.maybe_jit)
+
+    def call(self, z: tf.Tensor) -> tf.Tensor:
+        """g(z), shape (batch, *data_shape)."""
+        return self.generator(z)
+
+    def _latent(self, count: Any, iteration: Any, stream: Stream) -> tf.Tensor:
+        return random.normal((count, self.latent_dim), self.seed, iteration, stream)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        x = as_batch(data, self.data_shape)
+        rows = tf.shape(x)[0]
+        iteration = tf.convert_to_tensor(self.optimizer.iterations)
+        if self.data_optimizer is None:
+            sigma = tf.constant(self.data_dde.noise.sigma, tf.float32)
+        else:
+            sigma = self.data_dde.noise.at(iteration)
+            loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma)
+            update_mean(self.data_loss_tracker, loss, count)
+        # Unrolled: `apply_gradients` may not stand in a tf.while_loop under a strategy.
+        for _ in range(self.dde_steps):
+            z = self._latent(rows, self.dde_optimizer.iterations, Stream.LATENT_DENSITY)
+            loss, count = self.generated_dde.minimize(self.generator(z), self.dde_optimizer, sigma)
+            update_mean(self.dde_loss_tracker, loss, count)
+        count, total = global_count(x)
+        z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
+        epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)
+        loss, gradients = self._descend(z, epsilon, sigma, total)
+        self.optimizer.apply_gradients(
+            zip(gradients, self.generator.trainable_variables, strict=True)
+        )
+        update_mean(self.loss_tracker, loss, count)
+        return {m.name: m.result() for m in self.metrics}
+
+    def _loss_and_gradients(
+        self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, total: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        variables = self.generator.trainable_variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([v.value for v in variables])
+            loss = tf.reduce_sum(self._divergence(z, epsilon, sigma))
+            scaled = loss / total
+        return loss, tape.gradient(scaled, variables)
+
+    def _divergence(self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        """s_q - s_p at g(z) + eta, in nats up to a constant, shape (batch,)."""
+        y = self.generator(z) + sigma * epsilon
+        return self.generated_dde.at(y, sigma) - self.data_dde.at(y, sigma)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Mean of s_q - s_p on fresh samples, as many as the batch has rows."""
+        x = as_batch(data, self.data_shape)
+        done = tf.cast(self.loss_tracker.count, tf.int64)
+        z = self._latent(tf.shape(x)[0], done, Stream.SAMPLE)
+        epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
+        sigma = tf.constant(self.data_dde.noise.sigma, tf.float32)
+        loss = tf.reduce_sum(self._divergence(z, epsilon, sigma))
+        update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
+        return {"loss": self.loss_tracker.result()}
+
+    @property
+    def metrics(self) -> list:
+        trackers = [self.loss_tracker, self.dde_loss_tracker]
+        if self.compiled and self.data_optimizer is not None:
+            trackers.append(self.data_loss_tracker)
+        return trackers
+
+    def sample(self, n: int, seed: int | None = None) -> tf.Tensor:
+        """``n`` samples g(z), without noise.
+
+        Args:
+            n: how many.
+            seed: the same seed gives the same samples, and the first ones of a larger n;
+                by default drawn.
+
+        Returns:
+            float32 tensor, shape (n, *data_shape).
+        """
+        n = check_integer(n, "n", minimum=0)
+        z = self._sample_latent(n, random.check_seed(seed))
+        return self._decode(z)
+
+    def _sample_latent(self, n: int, seed: int) -> tf.Tensor:
+        return random.normal((n, self.latent_dim), seed, 0, Stream.SAMPLE)
+
+    def decode(self, z: Any) -> tf.Tensor:
+        """g(z) for latents of shape (rows, latent_dim): float32, shape (rows, *data_shape)."""
+        return self._decode(to_rows(z, "z", (self.latent_dim,)))
+
+    @tf.function(reduce_retracing=True)
+    def _decode(self, z: tf.Tensor) -> tf.Tensor:
+        return self.generator(z)
+
+    def interpolate(self, z0: Any, z1: Any, steps: int) -> tf.Tensor:
+        """Samples along the straight line between two latents, both ends included.
+
+        Args:
+            z0, z1: latents, shape (latent_dim,).
+            steps: number of samples, >= 2.
+
+        Returns:
+            float32 tensor, shape (steps, *data_shape).
+        """
+        steps = check_integer(steps, "steps", minimum=2)
+        ends = [
+            to_rows(np.asarray(z)[None], name, (self.latent_dim,))
+            for name, z in (("z0", z0), ("z1", z1))
+        ]
+        weight = tf.linspace(0.0, 1.0, steps)[:, None]
+        return self._decode((1.0 - weight) * ends[0] + weight * ends[1])
+
+    def get_config(self) -> dict[str, Any]:
+        parts = ("generator", "data_dde", "generated_dde")
+        return {
+            **{p: keras.saving.serialize_keras_object(getattr(self, p)) for p in parts},
+            "latent_dim": self.latent_dim,
+            "dde_steps": self.dde_steps,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Generator:
+        config = dict(config)
+        for part in ("generator", "data_dde", "generated_dde"):
+            config[part] = keras.saving.deserialize_keras_object(config[part])
+        return cls(**config)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        return self._compile_config if self.compiled else None
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        config = dict(config)
+        for name in ("optimizer", "dde_optimizer", "data_optimizer"):
+            if config[name] is not None:
+                config[name] = keras.optimizers.deserialize(config[name])
+        self.compile(**config)

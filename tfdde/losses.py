@@ -1,0 +1,64 @@
+"""The paper's training objectives, one value for each example.
+
+Noise enters as standard normal ``epsilon`` with eta = sigma * epsilon.  The
+score-matching objectives are multiplied by sigma**2 / n (n: dimensions), so
+that 1 means "knows nothing" whatever sigma and n are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+Function = Callable[[tf.Tensor], tf.Tensor]
+
+
+def score_of(log_density: Function, x: tf.Tensor) -> tf.Tensor:
+    """Gradient of a scalar function at each row.
+
+    Args:
+        log_density: maps (batch, ...) to one value for each row.
+        x: points, shape (batch, ...).
+
+    Returns:
+        The gradient, in the shape of ``x``; differentiable in the function's weights.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = log_density(x)
+    return tape.gradient(value, x)
+
+
+def _mean_square(x: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(tf.square(x), axis=tuple(range(1, len(x.shape))))
+
+
+def dae_loss(
+    autoencoder: Function, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor
+) -> tf.Tensor:
+    """Denoising autoencoder, eq. 1: ||r(x + eta) - x||**2 / n, shape (batch,).
+
+    Its optimum obeys eq. 2: (r(x) - x) / sigma**2 is the score of p * N(0, sigma**2 I).
+    """
+    return _mean_square(autoencoder(x + sigma * epsilon) - x)
+
+
+def vector_field_loss(
+    field: Function, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor
+) -> tf.Tensor:
+    """Score matching of a vector field, eq. 3: ||f + eta / sigma**2||**2 sigma**2 / n, (batch,).
+
+    Its optimum is the score of p * N(0, sigma**2 I) (eq. 4).
+    """
+    return _mean_square(sigma * field(x + sigma * epsilon) + epsilon)
+
+
+def dde_loss(
+    log_density: Function, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor
+) -> tf.Tensor:
+    """Denoising density estimator, eq. 10: ||grad s + eta / sigma**2||**2 sigma**2 / n, (batch,).
+
+    Its optimum is s = log(p * N(0, sigma**2 I)) + C (eq. 11).
+    """
+    return vector_field_loss(lambda y: score_of(log_density, y), x, epsilon, sigma)

@@ -1,0 +1,237 @@
+"""Pictures of densities and samples, each one PNG file.
+
+Needs matplotlib (``pip install tfdde[train]``), which is imported on first use.
+Figures are made without pyplot, so that no display and no global state is touched,
+and each file is written beside its name and renamed: a viewer never sees half of one.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfdde.callbacks import atomic
+
+Path_ = str | os.PathLike
+Bounds = tuple[float, float]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def _save(figure: Any, path: Path_) -> None:
+    with atomic(path) as beside:
+        figure.savefig(beside, format="png")
+
+
+def density_beside_exact(
+    path: Path_,
+    log_density: Any,
+    exact: Any,
+    bounds: Bounds,
+    *,
+    sigma: float,
+    divergence: float | None = None,
+) -> None:
+    """Heat maps of a learned 2-D density and the exact one, on one colour scale.
+
+    Args:
+        path: the PNG to write.
+        log_density: normalised learned log-density in nats, shape (m, m): rows go along
+            the second coordinate, columns along the first.
+        exact: exact log-density in nats, same shape.
+        bounds: ends of the grid, the same for both coordinates, in units of the data.
+        sigma: noise level of both, for the title.
+        divergence: KL(exact || learned) in nats, for the title.
+
+    Raises:
+        ValueError: the two are not matrices of one shape.
+    """
+    learned, exact = np.exp(np.asarray(log_density)), np.exp(np.asarray(exact))
+    if learned.ndim != 2 or learned.shape != exact.shape:
+        raise ValueError(
+            "`log_density` and `exact` must be matrices of the same shape, "
+            f"got {learned.shape} and {exact.shape}."
+        )
+    figure = _figure(9, 4.2)
+    axes = figure.subplots(1, 2, sharey=True)
+    title = "learned" if divergence is None else f"learned, KL = {divergence:.4f} nats"
+    for axis, values, label in zip(axes, (learned, exact), (title, "exact"), strict=True):
+        image = axis.imshow(
+            values,
+            origin="lower",
+            extent=(*bounds, *bounds),
+            vmin=0.0,
+            vmax=exact.max(),  # one scale, so that equal colours are equal densities
+            cmap="magma",
+        )
+        axis.set(title=label, xlabel="$x_1$")
+    axes[0].set_ylabel("$x_2$")
+    figure.colorbar(image, ax=axes, label="density (1 / unit²)")
+    figure.suptitle(f"Density of data + noise, σ = {sigma:g}")
+    _save(figure, path)
+
+
+def samples_beside_real(
+    path: Path_, samples: Any, real: Any, *, bounds: Bounds | None = None, title: str = ""
+) -> None:
+    """Generated samples beside real ones.
+
+    Args:
+        path: the PNG to write.
+        samples: generated rows, shape (rows, 2) for a histogram, or images
+            (rows, height, width, channels) with pixels in [0, 1] for a grid.
+        real: real rows of the same kind.
+        bounds: ends of both axes of a histogram, in units of the data; by default those
+            of ``real``.
+        title: title of the whole figure.
+
+    Raises:
+        ValueError: rows are neither 2-D points nor images, or of two kinds.
+    """
+    samples, real = np.asarray(samples), np.asarray(real)
+    if samples.shape[1:] != real.shape[1:]:
+        raise ValueError(
+            f"`samples` and `real` must have rows of one shape, got {samples.shape[1:]} "
+            f"and {real.shape[1:]}."
+        )
+    figure = _figure(9, 4.8)
+    axes = figure.subplots(1, 2)
+    for axis, rows, label in zip(axes, (samples, real), ("generated", "real"), strict=True):
+        axis.set_title(f"{label}, {len(rows)} samples")
+        if real.ndim == 4:
+            _show_images(axis, _tile(rows, _columns(len(rows))))
+        elif real.ndim == 2 and real.shape[1] == 2:
+            low, high = bounds or (real.min(), real.max())
+            # As densities, and up to one colour: the numbers of samples may differ.
+            edges = np.linspace(low, high, 151)
+            axis.imshow(
+                _histogram(rows, edges),
+                origin="lower",
+                extent=(low, high, low, high),
+                vmin=0.0,
+                vmax=_histogram(real, edges).max(),
+                cmap="magma",
+            )
+            axis.set(xlabel="$x_1$", ylabel="$x_2$")
+        else:
+            raise ValueError(
+                "`samples` must have shape (rows, 2) or (rows, height, width, channels), "
+                f"got {samples.shape}."
+            )
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def image_grid(path: Path_, images: Any, *, columns: int | None = None, title: str = "") -> None:
+    """One grid of images.
+
+    Args:
+        path: the PNG to write.
+        images: shape (rows, height, width, channels), 1 or 3 channels, pixels in [0, 1].
+        columns: images in a line; by default the grid is about square.
+        title: title of the figure.
+
+    Raises:
+        ValueError: ``images`` has another shape.
+    """
+    images = np.asarray(images)
+    tiled = _tile(images, columns or _columns(len(images)))
+    figure = _figure(6, 6 * tiled.shape[0] / tiled.shape[1] + (0.4 if title else 0))
+    axis = figure.subplots()
+    _show_images(axis, tiled)
+    axis.set_title(title)
+    _save(figure, path)
+
+
+def interpolation_grid(path: Path_, images: Any, *, title: str = "") -> None:
+    """Rows of images, each row the way from one latent to another.
+
+    Args:
+        path: the PNG to write.
+        images: shape (lines, steps, height, width, channels), pixels in [0, 1].
+        title: title of the figure.
+
+    Raises:
+        ValueError: ``images`` has another shape.
+    """
+    images = np.asarray(images)
+    if images.ndim != 5:
+        raise ValueError(
+            f"`images` must have shape (lines, steps, height, width, channels), got {images.shape}."
+        )
+    image_grid(path, images.reshape(-1, *images.shape[2:]), columns=images.shape[1], title=title)
+
+
+def loss_curves(path: Path_, logs: Mapping[str, Path_]) -> None:
+    """Losses by epoch, one panel for each: those of a generator differ in their units.
+
+    Args:
+        path: the PNG to write.
+        logs: the CSV file of each phase by its title; a file that does not exist (yet), or
+            has no epoch, is left out, and with none left no picture is written.
+    """
+    curves = [
+        (f"{title}: {name}", table["epoch"] + 1, values)
+        for title, table in ((title, read_log(log)) for title, log in logs.items())
+        for name, values in table.items()
+        if name != "epoch"
+    ]
+    if not curves:
+        return
+    figure = _figure(4 * len(curves), 3.4)
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (title, epochs, values) in zip(axes, curves, strict=True):
+        axis.plot(epochs, values, ".-")
+        axis.set(title=title, xlabel="epoch")
+        axis.locator_params(axis="x", integer=True)
+    _save(figure, path)
+
+
+def read_log(path: Path_) -> dict[str, np.ndarray]:
+    """The columns of a CSV log of numbers by name; {} without a file or rows."""
+    path = Path(path)
+    if not path.exists():
+        return {}
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
+
+
+def _histogram(rows: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Density of 2-D points in the squares between ``edges``; rows along the second coordinate."""
+    counts = np.histogram2d(rows[:, 1], rows[:, 0], bins=[edges, edges])[0]
+    return counts / (max(len(rows), 1) * (edges[1] - edges[0]) ** 2)
+
+
+def _columns(count: int) -> int:
+    return max(1, math.ceil(math.sqrt(count)))
+
+
+def _tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """One image (height, width, channels) of all ``images``, with white between them."""
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise ValueError(
+            "`images` must have shape (rows, height, width, channels) with 1 or 3 channels, "
+            f"got {images.shape}."
+        )
+    lines = math.ceil(len(images) / columns)
+    _, height, width, channels = images.shape
+    framed = np.ones((lines * columns, height + 2, width + 2, channels))
+    framed[: len(images), 1:-1, 1:-1] = np.clip(images, 0.0, 1.0)
+    grid = framed.reshape(lines, columns, height + 2, width + 2, channels)
+    return grid.swapaxes(1, 2).reshape(lines * (height + 2), columns * (width + 2), channels)
+
+
+def _show_images(axis: Any, image: np.ndarray) -> None:
+    axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+    axis.set_axis_off()

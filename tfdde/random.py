@@ -1,0 +1,55 @@
+"""Stateless randomness, seeded by (seed, iteration, replica, stream).
+
+Nothing here has state, so a resumed training draws what the uninterrupted one
+would have drawn, and every replica of a ``tf.distribute`` strategy draws its own.
+"""
+
+from __future__ import annotations
+
+import enum
+import numbers
+import random as python_random
+from typing import Any
+
+import tensorflow as tf
+
+
+class Stream(enum.IntEnum):
+    """Independent streams of random numbers within one iteration."""
+
+    DENSITY_NOISE = 1
+    EVALUATION_NOISE = 2
+    LATENT_DENSITY = 3
+    LATENT_GENERATOR = 4
+    GENERATOR_NOISE = 5
+    SAMPLE = 6
+
+
+def check_seed(seed: Any) -> int:
+    """Return ``seed`` as an int in [0, 2**31), or draw one for None.
+
+    The draw is from Python's generator, which ``keras.utils.set_random_seed`` fixes.
+    """
+    if seed is None:
+        return python_random.randrange(2**31)
+    if (
+        isinstance(seed, bool)
+        or not isinstance(seed, numbers.Integral)
+        or not 0 <= int(seed) < 2**31
+    ):
+        raise ValueError(f"`seed` must be None or an integer in [0, 2**31), got {seed!r}.")
+    return int(seed)
+
+
+def key(seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+    """The int64[2] seed of one (seed, iteration, replica, stream): distinct for distinct ones."""
+    context = tf.distribute.get_replica_context()
+    replica = 0 if context is None else context.replica_id_in_sync_group
+    first = int(stream) * 2**32 + int(seed)
+    second = tf.cast(replica, tf.int64) * 2**40 + tf.cast(iteration, tf.int64)
+    return tf.stack([tf.constant(first, tf.int64), second])
+
+
+def normal(shape: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+    """Standard normal float32 numbers of ``shape`` for this iteration, replica and stream."""
+    return tf.random.stateless_normal(shape, key(seed, iteration, stream))

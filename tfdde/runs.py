@@ -1,0 +1,279 @@
+"""The folder of one training run, and training that can be stopped and resumed to the bit.
+
+The folder of a script's run::
+
+    runs/mnist/
+        config.json                     arguments, versions, command, start
+        checkpoint/<phase>.weights.h5   the whole training state, after each epoch
+        density.keras  generator.keras  the trained models
+        <phase>.csv  tensorboard/       losses by epoch
+        *.png                           pictures
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfdde
+from tfdde.callbacks import Checkpoint, DivergedError, atomic
+from tfdde.checks import check_integer
+from tfdde.noise import check_sigma
+from tfdde.training import Trainer
+
+INTERRUPTED = 130  # the exit code of a program that SIGINT ended
+
+
+class RunError(ValueError):
+    """The run folder, or the data, do not fit what was asked for; the message says why."""
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        folder: where everything of this run is written.
+        arguments: those of the script by name, as JSON can hold them.
+        resume: continue the run in ``folder``, which must have been started with the same
+            arguments but for "output" and "resume"; otherwise there must be none.
+
+    Raises:
+        RunError: a run is there and ``resume`` is false, or none is there, or it was started
+            with other arguments.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, arguments: Mapping[str, Any], resume: bool = False
+    ):
+        self.folder, self.resume = Path(folder), resume
+        given = json.loads(json.dumps(dict(arguments)))  # tuples become lists, as in the file
+        config = self / "config.json"
+        if resume:
+            if not config.exists():
+                raise RunError(f"There is no run to resume in {self.folder}: leave out --resume.")
+            _check_same(json.loads(config.read_text())["arguments"], given, self.folder)
+            return
+        if config.exists():
+            raise RunError(
+                f"There is a run in {self.folder} already: add --resume to continue it, "
+                "or choose another --output."
+            )
+        about = {
+            "arguments": given,
+            "versions": {m.__name__: m.__version__ for m in (tfdde, tf, keras, np)},
+            "command": sys.argv,
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        with atomic(config) as beside:
+            beside.write_text(json.dumps(about, indent=2) + "\n")
+
+    def __truediv__(self, name: str) -> Path:
+        """A path in the folder, as with ``pathlib``."""
+        return self.folder / name
+
+    def train(
+        self,
+        phase: str,
+        model: Trainer,
+        stream: Callable[[int], tf.data.Dataset],
+        steps: int,
+        epoch_steps: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> bool:
+        """Train a compiled model up to ``steps`` iterations, and save it to ``<phase>.keras``.
+
+        A run resumed from any step ends with the very weights of an uninterrupted one, and
+        logs the same epochs (an epoch that was interrupted with the mean loss of the steps
+        since).  Ctrl-C finishes the step, saves the state and returns; a
+        second Ctrl-C raises KeyboardInterrupt at once, with the last checkpoint whole.
+
+        Args:
+            phase: name of the files.
+            model: a ``DDE`` or ``Generator``.
+            stream: ``stream(k)`` is the infinite dataset of batches from number k on.
+            steps: iterations in all.
+            epoch_steps: iterations of an epoch, after which losses are logged and the state
+                is saved.
+            callbacks: more callbacks.
+
+        Returns:
+            False if Ctrl-C ended it, True if it is complete.
+
+        Raises:
+            DivergedError: the loss or a weight stopped being finite.
+        """
+        checkpoint = Checkpoint(self / "checkpoint" / f"{phase}.weights.h5")
+        log = _Log(self / f"{phase}.csv")
+        load = self.resume and checkpoint.path.exists()
+        with _Interrupt() as interrupt:
+            while True:
+                if load:
+                    # Also after each `fit`, whose end puts the optimizer's averages (`use_ema`)
+                    # in place of the weights: the checkpoint has the weights to go on from.
+                    model.load_weights(checkpoint.path)
+                start = int(model.optimizer.iterations.numpy())
+                if start >= steps or interrupt.requested:
+                    break
+                # One `fit` for all whole epochs; one for the rest of an epoch that was
+                # interrupted, and for a last epoch that is shorter than the others.
+                epoch, done = divmod(start, epoch_steps)
+                whole = 0 if done else (steps - start) // epoch_steps
+                part = min(epoch_steps - done, steps - start)
+                model.fit(
+                    stream(start),
+                    initial_epoch=epoch,
+                    epochs=epoch + max(whole, 1),
+                    steps_per_epoch=epoch_steps if whole else part,
+                    verbose="auto" if sys.stdout.isatty() else 2,  # no bars in a log file
+                    callbacks=[
+                        log,
+                        *self._tensorboard(phase),
+                        *callbacks,
+                        checkpoint,
+                        interrupt,
+                    ],
+                )
+                load = True
+        if start > 0:  # the averages are zeros before
+            model.optimizer.finalize_variable_values(model.trainable_weights)
+        self.save(phase, model)
+        if interrupt.requested and start < steps:
+            print(f"Interrupted at step {start} of {steps} ({phase}).")
+        return not interrupt.requested
+
+    def save(self, name: str, model: keras.Model) -> None:
+        """Write ``<name>.keras``."""
+        with atomic(self / f"{name}.keras") as beside:
+            model.save(beside)
+
+    def _tensorboard(self, phase: str) -> list[keras.callbacks.Callback]:
+        if importlib.util.find_spec("tensorboard") is None:
+            return []
+        return [keras.callbacks.TensorBoard(self / "tensorboard" / phase, write_graph=False)]
+
+
+def command(script: Callable[..., bool]) -> Callable[..., int]:
+    """Make a ``main`` of a script: what a user can cause ends in one sentence and an exit code.
+
+    Args:
+        script: function that returns False if Ctrl-C ended the training.
+
+    Returns:
+        A function of the same arguments that returns 0, 1 (the training diverged), 2 (the
+        data or the run folder are not right) or 130 (Ctrl-C).
+    """
+
+    @wraps(script)
+    def main(*args: Any, **kwargs: Any) -> int:
+        try:
+            if script(*args, **kwargs):
+                return 0
+        except KeyboardInterrupt:
+            pass
+        except DivergedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except (RunError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print("To continue, run the same command with --resume.")
+        return INTERRUPTED
+
+    return main
+
+
+def positive_int(text: str) -> int:
+    """For ``argparse``: an integer >= 1."""
+    return check_integer(int(text), "value")
+
+
+def positive_float(text: str) -> float:
+    """For ``argparse``: a finite number > 0."""
+    return check_sigma(float(text), "value")
+
+
+def strategy_for(devices: Sequence[str] | None) -> tf.distribute.Strategy:
+    """Strategy for devices such as ["GPU:0", "GPU:1"]; by default all GPUs.
+
+    Several CPU devices share the one processor: a trial without GPUs.
+    """
+    if devices and (count := sum("CPU" in name.upper() for name in devices)) > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    if devices or len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.get_strategy()
+
+
+class _Log(keras.callbacks.Callback):
+    """The losses of each epoch in a CSV file.
+
+    Unlike ``keras.callbacks.CSVLogger`` it replaces the rows of epochs that are trained again
+    after a resume, and leaves no half-written line and no open file, whatever ends the training.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as f:
+                rows = [row for row in csv.DictReader(f) if int(row["epoch"]) < epoch]
+        rows.append({"epoch": epoch, **(logs or {})})
+        with atomic(self.path) as beside, beside.open("w", newline="") as f:
+            writer = csv.DictWriter(f, rows[-1])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class _Interrupt(keras.callbacks.Callback):
+    """Ask `fit` to end after the step in which SIGINT came; a second one raises at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requested = False
+
+    def __enter__(self) -> _Interrupt:
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        # Not `print`, which may not be entered again if the signal came in the middle of one.
+        os.write(2, b"\nStopping after this step; Ctrl-C again quits at once.\n")
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # Keras then ends the epoch, and so the checkpoint is written.
+        if self.requested:
+            self.model.stop_training = True
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    for name in sorted((old.keys() | new.keys()) - {"output", "resume"}):
+        if old.get(name) != new.get(name):
+            raise RunError(
+                f"The run in {folder} was started with {name} = {old.get(name)!r}, not "
+                f"{new.get(name)!r}: resume it with the same arguments, or choose another --output."
+            )

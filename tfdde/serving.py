@@ -1,0 +1,384 @@
+"""Export of a trained density and its generator, to SavedModel and TFLite.
+
+Both artifacts have the same named signatures, for any number of rows, also none:
+
+    log_density   x float32[rows, *shape] -> log_density float32[rows]
+    score         x float32[rows, *shape] -> score float32[rows, *shape]
+    decode        z float32[rows, latent_dim] -> x float32[rows, *shape]
+    sample        num int32[], seed int64[] (TFLite: int32[]) -> x float32[num, *shape]
+
+The last two are there if a generator is.  The log-density is unnormalised, as that
+of ``DDE.log_density``.  Inputs are not checked as Keras's are: NaN in gives NaN out.
+An artifact is written beside its place, loaded again, compared with Keras, and put
+in place only if it agrees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfdde
+from tfdde import random
+from tfdde.callbacks import atomic
+from tfdde.counter import counter_normal
+from tfdde.density import DDE
+from tfdde.generator import Generator
+from tfdde.random import Stream
+
+BOUND = 1e-5  # the largest error of an artifact, as a share of the largest value
+Errors = dict[str, float]
+
+
+class ExportError(RuntimeError):
+    """The model can't be exported, or the artifact disagrees with Keras."""
+
+
+def load_run(folder: str | os.PathLike) -> tuple[DDE, Generator | None]:
+    """The models in a run folder.
+
+    Args:
+        folder: holds ``density.keras`` (a ``DDE``), ``generator.keras`` (a ``Generator``)
+            or both.  Without the first, the density is the generator's ``data_dde``.
+
+    Returns:
+        The density, and the generator or None.
+
+    Raises:
+        OSError: no such folder, or no model in it.
+        ValueError: a file is corrupt or holds another model; the message is one line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run folder {folder}.")
+    density_file, generator_file = folder / "density.keras", folder / "generator.keras"
+    density = _load(density_file, DDE) if density_file.exists() else None
+    generator = _load(generator_file, Generator) if generator_file.exists() else None
+    if density is None:
+        if generator is None:
+            raise FileNotFoundError(
+                f"There is neither density.keras nor generator.keras in {folder}."
+            )
+        density = generator.data_dde
+    return density, generator
+
+
+def _load(path: Path, kind: type) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns when it could not load some of the weights.
+            warnings.simplefilter("error", UserWarning)
+            model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever zipfile, json, h5py and Keras raise at a bad file
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} can't be loaded as a Keras model: {reason}") from error
+    if not isinstance(model, kind):
+        raise ValueError(
+            f"{path} must hold a tfdde.{kind.__name__}, got {type(model).__name__} "
+            f"{model.name!r}; save the tfdde model, not its network."
+        )
+    return model
+
+
+def export_savedmodel(
+    base: str | os.PathLike, density: DDE, generator: Generator | None = None
+) -> tuple[Path, Errors]:
+    """Write a TensorFlow SavedModel in the folder layout of TensorFlow Serving.
+
+    ``sample`` returns the numbers of ``generator.sample(num, seed)``, for seeds in
+    [0, 2**31).  The default signature is ``log_density``.  Nothing is compiled by XLA, so any
+    server can run it.  ``assets.extra/tfdde.json`` holds sigma, shapes and versions.
+
+    Args:
+        base: the model's folder; the artifact becomes its next version, ``base/1`` at first.
+        density: the trained density.
+        generator: a generator of data of the same shape.
+
+    Returns:
+        The folder written, and the measured error of each signature as a share of the
+        largest value (``log_density_nats``: of the log-density in nats).
+
+    Raises:
+        ValueError: density and generator do not fit together.
+        ExportError: the artifact disagrees with Keras; nothing is left at ``base``.
+    """
+    base = Path(base)
+    functions = _functions(density, generator, _keras_latent, tf.int64)
+    functions["serving_default"] = functions["log_density"]
+    versions = [int(p.name) for p in base.glob("*") if p.name.isdecimal()]
+    path = base / str(max(versions, default=0) + 1)
+    with _atomic_folder(path) as beside:
+        _save(functions, density, generator, beside)
+        # Held in a name: its functions lose their variables when the module is collected.
+        loaded = tf.saved_model.load(os.fspath(beside))
+        errors = _verify(
+            lambda name, inputs: loaded.signatures[name](**_tensors(inputs)),
+            density,
+            generator,
+            lambda g, num, seed: g.sample(num, seed=seed),
+            np.int64,
+        )
+        extra = beside / "assets.extra"
+        extra.mkdir()
+        _write_metadata(extra / "tfdde.json", density, generator, errors)
+    return path, errors
+
+
+def export_tflite(
+    path: str | os.PathLike, density: DDE, generator: Generator | None = None
+) -> tuple[Path, Errors]:
+    """Write a TFLite file of several signatures that needs builtin operations only.
+
+    ``sample`` draws by ``counter_normal``: z ~ N(0, I) too, but other numbers than Keras's,
+    whose generator TFLite lacks.  ``<path>.json`` holds sigma, shapes and versions.
+
+    Args:
+        path: the file, replaced if it exists.
+        density: the trained density.
+        generator: a generator of data of the same shape.
+
+    Returns:
+        The file written, and the measured errors as of ``export_savedmodel`` (``sample``:
+        against TensorFlow running the same sampler).
+
+    Raises:
+        ValueError: density and generator do not fit together.
+        ImportError: ai-edge-litert, which verifies the file, is not installed.
+        ExportError: a layer has no builtin operation in TFLite, or the file disagrees with
+            Keras; nothing is left at ``path``.
+    """
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise ImportError("TFLite export needs ai-edge-litert: pip install 'tfdde[lite]'.")
+    path = Path(path)
+    content = _convert(density, generator)
+    with atomic(path) as beside:
+        beside.write_bytes(content)
+        runners = _lite_runners(beside)
+        errors = _verify(
+            lambda name, inputs: runners[name](**inputs),
+            density,
+            generator,
+            lambda g, num, seed: g.decode(
+                counter_normal(tf.constant(num), g.latent_dim, tf.constant(seed))
+            ),
+            np.int32,
+        )
+        with atomic(path.with_name(path.name + ".json")) as metadata:
+            _write_metadata(metadata, density, generator, errors)
+    return path, errors
+
+
+def export_run(
+    export: Callable[..., tuple[Path, Errors]],
+    run: str | os.PathLike,
+    output: str | os.PathLike,
+) -> int:
+    """Export the models of a run folder and print where to and how exactly.
+
+    Returns:
+        The exit code of a script: 0; 1 if the export fails; 2 if there is nothing to export.
+    """
+    try:
+        path, errors = export(output, *load_run(run))
+    except (OSError, ValueError, ImportError, ExportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, ExportError) else 2
+    nats = errors.pop("log_density_nats")
+    print(f"Largest difference from Keras, as a share of the largest value (bound {BOUND:.0e}):")
+    for name, measured in errors.items():
+        print(f"  {name} {measured:.1e}" + (f" ({nats:.1e} nats)" if name == "log_density" else ""))
+    print(f"Wrote {path}")
+    return 0
+
+
+def _keras_latent(num: tf.Tensor, dim: int, seed: tf.Tensor) -> tf.Tensor:
+    """The latents of ``Generator.sample(num, seed)``, for a seed that is a tensor."""
+    key = random.key(0, 0, Stream.SAMPLE) + tf.stack([seed, tf.zeros_like(seed)])
+    return tf.random.stateless_normal(tf.stack([num, dim]), key)
+
+
+def _functions(
+    density: DDE, generator: Generator | None, latent: Callable, seed_type: tf.DType
+) -> dict[str, Any]:
+    """The signatures by name, as concrete functions."""
+    if generator is not None and generator.data_shape != density.data_shape:
+        raise ValueError(
+            f"`generator` must make rows of the density's shape {density.data_shape}, "
+            f"got {generator.data_shape}."
+        )
+    rows = tf.TensorSpec((None, *density.data_shape), tf.float32, name="x")
+    functions = {
+        "log_density": _traced(lambda x: {"log_density": density.log_density(x)}, rows),
+        "score": _traced(lambda x: {"score": density.score(x)}, rows),
+    }
+    if generator is not None:
+        dim = generator.latent_dim
+
+        def decode(z: tf.Tensor) -> dict[str, tf.Tensor]:
+            # LiteRT can't return no rows from a reshape to a shape that it had to compute.
+            return {"x": tf.reshape(generator.decode(z), (-1, *density.data_shape))}
+
+        functions["decode"] = _traced(decode, tf.TensorSpec((None, dim), tf.float32, name="z"))
+        functions["sample"] = _traced(
+            lambda num, seed: decode(latent(num, dim, seed)),
+            tf.TensorSpec((), tf.int32, name="num"),
+            tf.TensorSpec((), seed_type, name="seed"),
+        )
+    return functions
+
+
+def _save(
+    functions: dict[str, Any], density: DDE, generator: Generator | None, path: str | os.PathLike
+) -> None:
+    module = tf.Module()
+    # SavedModel tracks TensorFlow's variables, not the Keras ones around them.
+    models = [density] if generator is None else [density, generator.generator]
+    module.variables_ = [v.value for model in models for v in model.weights]
+    tf.saved_model.save(module, os.fspath(path), signatures=functions)
+
+
+def _traced(function: Callable, *signature: tf.TensorSpec) -> Any:
+    return tf.function(function, input_signature=signature).get_concrete_function()
+
+
+def _convert(density: DDE, generator: Generator | None) -> bytes:
+    functions = _functions(density, generator, counter_normal, tf.int32)
+    with tempfile.TemporaryDirectory() as folder:
+        _save(functions, density, generator, folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=sorted(functions)
+        )
+        try:
+            return converter.convert()
+        except Exception as error:  # its ConverterError is not public
+            missing = sorted(set(re.findall(r"\btf\.[A-Z]\w+", str(error))))
+            raise ExportError(
+                f"TFLite has no builtin operation for {', '.join(missing) or 'this model'}: "
+                "build the networks of the layers that tfdde.networks uses (a sum is a "
+                "ResidualSum, not Add)."
+            ) from error
+
+
+def _lite_runners(path: Path) -> dict[str, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=os.fspath(path))
+    return {
+        name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()
+    }
+
+
+def _tensors(inputs: dict[str, Any]) -> dict[str, tf.Tensor]:
+    return {name: tf.constant(value) for name, value in inputs.items()}
+
+
+def _verify(
+    call: Callable[[str, dict[str, Any]], dict[str, Any]],
+    density: DDE,
+    generator: Generator | None,
+    sample: Callable[[Generator, int, int], tf.Tensor],
+    seed_type: type,
+) -> Errors:
+    """Compare every signature with Keras; the largest error of each, or ExportError.
+
+    ``sample`` gives the rows to expect of a generator for a number and a seed.
+
+    An error is the largest difference as a share of the largest value.  Log-densities have
+    an arbitrary level, often of thousands, whose rounding in float32 is part of their error;
+    so theirs near the data is given in nats too, as ``log_density_nats``.
+    """
+    errors: Errors = {}
+
+    def compare(name: str, inputs: dict[str, Any], expected: Any) -> float:
+        (output,) = call(name, inputs).values()
+        got, want = np.asarray(output, np.float64), np.asarray(expected, np.float64)
+        if got.shape != want.shape:
+            raise ExportError(f"`{name}` returns the shape {got.shape}, Keras {want.shape}.")
+        difference = float(np.abs(got - want).max(initial=0.0))
+        largest = max(float(np.abs(want).max(initial=0.0)), 1e-30)
+        share = difference / largest
+        if not share <= BOUND:  # also NaN
+            raise ExportError(
+                f"`{name}` of the artifact differs from Keras by {share:.1e} of the largest "
+                f"value, more than {BOUND:.0e}; it was not kept."
+            )
+        errors[name] = max(errors.get(name, 0.0), share)
+        return difference
+
+    with _exact_matmul():
+        near, far = _points(density, generator)
+        nats = compare("log_density", {"x": near}, density.log_density(tf.constant(near)))
+        for x in (near, far):
+            for rows in (len(x), 1, 0):
+                inputs, tensor = {"x": x[:rows]}, tf.constant(x[:rows])
+                compare("log_density", inputs, density.log_density(tensor))
+                compare("score", inputs, density.score(tensor))
+        if generator is not None:
+            z = np.random.default_rng(1).standard_normal((64, generator.latent_dim), np.float32)
+            for rows in (len(z), 1, 0):
+                compare("decode", {"z": z[:rows]}, generator.decode(z[:rows]))
+                for seed in (0, 2**31 - 1):
+                    arguments = {"num": np.int32(rows), "seed": seed_type(seed)}
+                    compare("sample", arguments, sample(generator, rows, seed))
+    return errors | {"log_density_nats": nats}
+
+
+def _points(density: DDE, generator: Generator | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to compare at: two sets of 64, near the data as far as is known, and far away."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((64, *density.data_shape), np.float32)
+    if generator is not None:
+        near = generator.sample(64, seed=0).numpy() + np.float32(density.noise.sigma) * noise
+    else:
+        near = noise
+    return near, 10.0 * noise
+
+
+@contextlib.contextmanager
+def _exact_matmul() -> Iterator[None]:
+    """Full float32 products: GPUs round the factors to 10 bits by default."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+@contextlib.contextmanager
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write to, renamed to it on success and removed otherwise."""
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield beside
+        os.rename(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _write_metadata(path: Path, density: DDE, generator: Generator | None, errors: Errors) -> None:
+    about = {
+        "sigma": density.noise.sigma,
+        "input_shape": density.data_shape,
+        "latent_dim": None if generator is None else generator.latent_dim,
+        "normalized": False,
+        "errors": errors,
+        "versions": {m.__name__: m.__version__ for m in (tfdde, tf, keras)},
+    }
+    path.write_text(json.dumps(about, indent=2) + "\n")

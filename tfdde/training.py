@@ -1,0 +1,209 @@
+"""What the two trained models share: `fit` under any strategy, resumable to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdde.callbacks import EpochCounter, StopOnDivergence
+from tfdde.checks import check_dataset, check_integer, check_pixels, check_rows
+from tfdde.datasets.stream import epoch_batches
+
+
+def is_dataset(x: Any) -> bool:
+    """Whether ``x`` is a tf.data dataset, distributed or not."""
+    return isinstance(x, tf.data.Dataset | tf.distribute.DistributedDataset)
+
+
+def global_count(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Rows of ``x`` in this replica and in all replicas together, as float32.
+
+    A loss is the local sum over the global count, because optimizers sum the
+    gradients of the replicas; that is right also for uneven and empty replicas.
+    """
+    local = tf.cast(tf.shape(x)[0], tf.float32)
+    context = tf.distribute.get_replica_context()
+    return local, context.all_reduce(tf.distribute.ReduceOp.SUM, local)
+
+
+def update_mean(metric: keras.metrics.Mean, total: tf.Tensor, count: tf.Tensor) -> None:
+    """Add ``count`` rows, whose values sum to ``total``, to a running mean."""
+    metric.update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
+
+
+class Trainer(keras.Model):
+    """Base of ``DDE`` and ``Generator``: checked input, one code path for every strategy.
+
+    A subclass gives ``data_shape`` (the shape of one row), ``seed``, ``train_step``
+    and ``test_step``.  Keras's own train function fails with
+    ``steps_per_execution`` > 1 under a strategy and with several hosts; this one
+    loops in cross-replica context, which works for all.
+    """
+
+    data_shape: tuple[int, ...]
+    seed: int
+    train_function: Any
+    test_function: Any
+
+    def fit(
+        self,
+        x: Any,
+        *,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: list | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | list[int] = 1,
+    ) -> keras.callbacks.History:
+        """Train as ``keras.Model.fit`` does, on data without targets.
+
+        The order of the rows of an array depends on (seed, epoch) alone, so a run
+        resumed at an epoch equals an uninterrupted one.
+
+        Args:
+            x: array of shape (rows, *data_shape), or a tf.data.Dataset of such batches.
+            batch_size: rows in a batch of an array; 32 if not given.
+            validation_split: share of the last rows of an array to hold out.
+            validation_data: array or dataset to evaluate after each epoch.
+            callbacks, epochs and the others: as in ``keras.Model.fit``.
+
+        Returns:
+            The History of losses.
+
+        Raises:
+            ValueError: wrong rank or width, no rows, NaN or infinity, unscaled pixels.
+            DivergedError: the loss stopped being finite.
+        """
+        callbacks = [StopOnDivergence(), *(callbacks or [])]
+        x = self._check_data(x, "x")
+        if validation_split:
+            if is_dataset(x) or not 0 < validation_split < 1 or validation_data is not None:
+                raise ValueError(
+                    "`validation_split` must be in (0, 1), with an array `x` and no "
+                    f"`validation_data`, got {validation_split!r}."
+                )
+            held_out = int(round(len(x) * validation_split))
+            if not 0 < held_out < len(x):
+                raise ValueError(
+                    f"`validation_split` = {validation_split} of {len(x)} rows leaves "
+                    f"{held_out} rows to validate on and {len(x) - held_out} to train on."
+                )
+            x, validation_data = x[:-held_out], x[-held_out:]
+        elif validation_data is not None:
+            validation_data = self._check_data(validation_data, "validation_data")
+        if not is_dataset(x):
+            if batch_size is not None:
+                check_integer(batch_size, "batch_size")
+            if shuffle:
+                epoch = tf.Variable(initial_epoch, dtype=tf.int64, trainable=False)
+                callbacks.append(EpochCounter(epoch))
+                x = epoch_batches(x, batch_size or 32, self.seed, epoch)
+                validation_batch_size = validation_batch_size or batch_size
+                batch_size = None
+        elif batch_size is not None:
+            raise ValueError("`batch_size` must not be given with a dataset, which has its own.")
+        return super().fit(
+            x,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_data=validation_data,
+            shuffle=False,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq,
+        )
+
+    def evaluate(self, x: Any, **kwargs: Any) -> Any:
+        """Mean loss on ``x`` (array or dataset), as ``keras.Model.evaluate``.
+
+        The noise is the same at every call, so values can be compared.
+        """
+        if not kwargs.get("_use_cached_eval_dataset"):
+            x = self._check_data(x, "x")
+        return super().evaluate(x, **kwargs)
+
+    def _check_data(self, x: Any, name: str) -> Any:
+        if is_dataset(x):
+            check_dataset(x, name, self.data_shape)
+            return x
+        return check_pixels(check_rows(x, name, self.data_shape), name)
+
+    def make_train_function(self, force: bool = False) -> Callable:
+        if self.train_function is None or force:
+            self.train_function = self._loop(self.train_step)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Callable:
+        if self.test_function is None or force:
+            self.test_function = self._loop(self.test_step)
+        return self.test_function
+
+    def _loop(self, step: Callable) -> Callable:
+        strategy, repeats = self.distribute_strategy, self.steps_per_execution
+
+        def on_batch(batch: Any) -> Any:
+            outputs = strategy.run(step, args=(batch,))
+            return tf.nest.map_structure(
+                lambda v: strategy.reduce("SUM", v, axis=None) / strategy.num_replicas_in_sync,
+                outputs,
+            )
+
+        def on_iterator(iterator: Any) -> Any:
+            for _ in tf.range(repeats - 1):
+                on_batch(next(iterator))
+            return on_batch(next(iterator))
+
+        if self.run_eagerly:
+            return lambda iterator: [on_batch(next(iterator)) for _ in range(repeats)][-1]
+        compiled = tf.function(on_iterator, reduce_retracing=True)
+        one = tf.function(on_batch, reduce_retracing=True)
+
+        def function(iterator: Any) -> Any:
+            if isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator):
+                return compiled(iterator)
+            return one(next(iterator))  # train_on_batch hands over a Python generator
+
+        return function
+
+    def maybe_jit(self, function: Callable) -> Callable:
+        """Compile ``function``, which must touch one replica only, as `compile` was told."""
+        return tf.function(function, jit_compile=bool(self.jit_compile), reduce_retracing=True)
+
+
+def as_batch(data: Any, shape: tuple[int, ...]) -> tf.Tensor:
+    """The float32 batch in what `fit` hands to a step: x, (x,) or (x, None, None)."""
+    x, *rest = data if isinstance(data, tuple | list) else (data,)
+    if any(part is not None for part in rest):
+        raise ValueError("Training data must be rows alone, without labels or weights.")
+    return tf.ensure_shape(tf.cast(x, tf.float32), (None, *shape))
+
+
+def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> tf.Tensor:
+    """Rows to evaluate a model at: tensors pass (also symbolic ones), arrays are checked."""
+    if tf.is_tensor(x):
+        if not x.shape.is_compatible_with((None, *shape)):
+            raise ValueError(
+                f"`{name}` must have shape (rows, {', '.join(map(str, shape))}), got {x.shape}."
+            )
+        return tf.cast(x, tf.float32)
+    return tf.constant(check_rows(x, name, shape, allow_empty=True), tf.float32)
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """Number of entries of one row."""
+    return int(np.prod(shape))
