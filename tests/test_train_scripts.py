@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-TOY = ["--width=8", "--depth=2", "--batch-size=16", "--dde-steps=2", "--no-jit"]
+IMAGES = ["--width=8", "--depth=2", "--batch-size=16", "--dde-steps=2", "--no-jit"]
+TOY = [*IMAGES, "--generator-width=8", "--generator-depth=2"]
 
 
 @pytest.fixture
@@ -72,9 +73,11 @@ EXPECTED = {
 }
 
 
-def test_toy(script, tmp_path, capsys):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_toy(script, tmp_path, capsys, frozen):
     toy, folder = script("toy"), tmp_path / "run"
-    args = [*TOY, "--steps=6", "--generator-steps=5", f"--output={folder}"]
+    start = ["--sigma-start=0.2"] if frozen else []
+    args = [*TOY, "--steps=6", "--generator-steps=5", *start, f"--output={folder}"]
     assert toy.main(args) == 0
     assert files(folder) >= EXPECTED | {"density.png"}
     kl = re.search(r"KL\(exact \|\| normalised DDE\) = (\S+) nats", capsys.readouterr().out)
@@ -87,18 +90,26 @@ def test_toy(script, tmp_path, capsys):
     # A second run does not overwrite the first, and another one is not its continuation.
     assert toy.main(args) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert toy.main([*args, "--sigma=0.3", "--resume"]) == 2
-    assert "started with sigma = 0.2, not 0.3" in capsys.readouterr().err
+    assert toy.main([*args, "--width=9", "--resume"]) == 2
+    assert "started with width = 8, not 9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_images(script, tmp_path, idx_folder, name):
+@pytest.mark.parametrize(
+    ("name", "sigma_start"),
+    [("mnist", 2.0), ("mnist", 0.5), ("fashion_mnist", 2.0)],  # s_p along; first and frozen
+)
+def test_images(script, tmp_path, idx_folder, name, sigma_start):
     folder = tmp_path / "run"
-    args = [*TOY, "--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}"]
+    args = [*IMAGES, "--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}"]
     module = script(name)
     kwargs = {"dataset": name} if name == "fashion_mnist" else {}
-    assert module.main([*args, f"--output={folder}"], **kwargs) == 0
-    assert files(folder) >= EXPECTED | {"interpolation.png"}
+    given = [*args, f"--sigma-start={sigma_start}", f"--output={folder}"]
+    assert module.main(given, **kwargs) == 0
+    phase = {"checkpoint/density.weights.h5", "density.csv"}
+    assert phase <= files(folder) if sigma_start == 0.5 else not phase & files(folder)
+    assert files(folder) >= EXPECTED - phase | {"interpolation.png"}
+    density = keras.saving.load_model(folder / "density.keras")
+    assert density.noise.sigma == 0.5
     generator = keras.saving.load_model(folder / "generator.keras")
     images = generator.sample(2, seed=1).numpy()
     assert images.shape == (2, 28, 28, 1) and images.min() >= 0 and images.max() <= 1

@@ -38,6 +38,7 @@ class Generator(Trainer):
         generated_dde: s_q, another ``DDE`` of the same shape and noise level.
         latent_dim: dimensions of z.
         dde_steps: updates of s_q for each update of g.
+        data_steps: updates of s_p for each update of g, if it is trained along.
         seed: integer in [0, 2**31) that fixes latents and noise; by default drawn.
 
     Raises:
@@ -51,12 +52,14 @@ class Generator(Trainer):
         generated_dde: DDE,
         latent_dim: int = 16,
         dde_steps: int = 10,
+        data_steps: int = 1,
         seed: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.latent_dim = check_integer(latent_dim, "latent_dim")
         self.dde_steps = check_integer(dde_steps, "dde_steps")
+        self.data_steps = check_integer(data_steps, "data_steps")
         self.seed = random.check_seed(seed)
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
             if not isinstance(dde, DDE):
@@ -107,8 +110,8 @@ class Generator(Trainer):
         Args:
             optimizer: of the generator.
             dde_optimizer: of the generated DDE; it makes ``dde_steps`` updates a step.
-            data_optimizer: of the data DDE, which then makes one update a step on the
-                batch; None leaves the data DDE frozen.
+            data_optimizer: of the data DDE, which then makes ``data_steps`` updates a step
+                on the batch; None leaves the data DDE frozen.
             run_eagerly, steps_per_execution, jit_compile: as in ``DDE.compile``.
         """
         super().compile(
@@ -153,8 +156,9 @@ class Generator(Trainer):
             sigma = tf.constant(self.data_dde.noise.sigma, tf.float32)
         else:
             sigma = self.data_dde.noise.at(iteration)
-            loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma)
-            update_mean(self.data_loss_tracker, loss, count)
+            for _ in range(self.data_steps):
+                loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma)
+                update_mean(self.data_loss_tracker, loss, count)
         # Unrolled: `apply_gradients` may not stand in a tf.while_loop under a strategy.
         for _ in range(self.dde_steps):
             z = self._latent(rows, self.dde_optimizer.iterations, Stream.LATENT_DENSITY)
@@ -253,6 +257,7 @@ class Generator(Trainer):
             **{p: keras.saving.serialize_keras_object(getattr(self, p)) for p in parts},
             "latent_dim": self.latent_dim,
             "dde_steps": self.dde_steps,
+            "data_steps": self.data_steps,
             "seed": self.seed,
             "name": self.name,
         }

@@ -33,6 +33,7 @@ PRESETS = {
         "latent_dim": 16,
         "batch_size": 100,
         "dde_steps": 10,
+        "data_steps": 3,
         "steps": 60_000,
         "generator_steps": 20_000,
         "learning_rate": 1e-3,
@@ -47,6 +48,7 @@ PRESETS = {
         "latent_dim": 16,
         "batch_size": 128,
         "dde_steps": 2,
+        "data_steps": 1,
         "steps": 6_000,
         "generator_steps": 3_500,
         "learning_rate": 1e-3,
@@ -81,6 +83,7 @@ def parse(argv, dataset):
     add("--latent-dim", type=count, help="dimensions of z")
     add("--batch-size", type=count, help="images a step")
     add("--dde-steps", type=count, help="updates of s_q for one of the generator")
+    add("--data-steps", type=count, help="updates of s_p for one of the generator, if along")
     add("--steps", type=count, help="steps of the density, if trained first")
     add("--generator-steps", type=count, help="steps of the generator")
     add("--learning-rate", type=number, help="Adam's for s_p, falling to 0")
@@ -154,12 +157,14 @@ def main(argv=None, dataset="mnist"):
             generated_dde=density_of(args.seed + 1),
             latent_dim=args.latent_dim,
             dde_steps=args.dde_steps,
+            data_steps=args.data_steps,
             seed=args.seed + 2,
         )
+        data_adam = adam(args.learning_rate, args.generator_steps * args.data_steps)
         generator.compile(
             adam(args.generator_learning_rate, args.generator_steps),
             dde_optimizer=adam(args.dde_learning_rate, args.generator_steps * args.dde_steps),
-            data_optimizer=adam(args.learning_rate, args.generator_steps) if along else None,
+            data_optimizer=data_adam if along else None,
             jit_compile=args.jit,
         )
 

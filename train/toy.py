@@ -1,10 +1,15 @@
 """Train a density and a generator on a 2-D toy, and hold them against the exact density.
 
     python train/toy.py --dataset checkerboard --sigma 0.2
-    python train/toy.py --preset quick
+    python train/toy.py --preset quick --sigma 0.1
 
-First the denoising density estimator s_p of the points, then, with s_p frozen, the generator
-by Algorithm 1. Everything lands in --output; Ctrl-C at any time, then --resume.
+First the denoising density estimator of the points at noise level --sigma, compared with the
+exact density on a grid. Then the generator g with two DDEs of its own, s_p of the points and
+s_q of what g makes, while the noise level falls from --sigma-start to --sigma: at a large sigma
+no part of the data is out of the generator's sight. With --sigma-start equal to --sigma, s_p is
+the first density, frozen: Algorithm 1 to the letter.
+
+Everything lands in --output; Ctrl-C at any time, then --resume.
 """
 
 import argparse
@@ -20,32 +25,40 @@ PRESETS = {
     "paper": {
         "width": 32,
         "depth": 25,
+        "generator_width": 32,
+        "generator_depth": 25,
         "sigma": 0.2,
+        "sigma_start": 1.0,
         "latent_dim": 2,
         "batch_size": 2048,
         "dde_steps": 10,
         "steps": 6_000,
         "generator_steps": 6_000,
-        "learning_rate": 1e-3,
-        "dde_learning_rate": 1e-3,
-        "generator_learning_rate": 1e-3,
+        "learning_rate": 1e-2,
+        "dde_learning_rate": 5e-3,
+        "generator_learning_rate": 2e-3,
     },
     "quick": {
-        "width": 32,
+        "width": 64,
         "depth": 8,
+        "generator_width": 128,
+        "generator_depth": 4,
         "sigma": 0.2,
-        "latent_dim": 2,
-        "batch_size": 512,
-        "dde_steps": 5,
-        "steps": 3_000,
-        "generator_steps": 2_000,
-        "learning_rate": 2e-3,
-        "dde_learning_rate": 1e-3,
-        "generator_learning_rate": 1e-3,
+        "sigma_start": 1.0,
+        "latent_dim": 8,
+        "batch_size": 2048,
+        "dde_steps": 3,
+        "steps": 2_000,
+        "generator_steps": 5_000,
+        "learning_rate": 1e-2,
+        "dde_learning_rate": 5e-3,
+        "generator_learning_rate": 2e-3,
     },
 }
 EPOCH = 500  # steps between two lines of the log, and two checkpoints
 POOL = 1_000_000  # points that the batches are drawn from
+LEVELS = 100  # steps in which sigma falls
+FALLING = 0.6  # share of the generator's training in which it does
 
 
 def parse(argv):
@@ -63,28 +76,44 @@ def parse(argv):
     add("--output", help="folder of this run (default: runs/DATASET)", default=argparse.SUPPRESS)
     add("--resume", action="store_true", help="continue the run in --output")
     add("--seed", type=int, default=0, help="of weights, points, noise and latents")
-    add("--width", type=count, help="units of a layer, of all three networks")
-    add("--depth", type=count, help="residual layers of all three networks")
+    add("--width", type=count, help="units of a layer, of the densities")
+    add("--depth", type=count, help="residual layers of the densities")
+    add("--generator-width", type=count, help="units of a layer of the generator")
+    add("--generator-depth", type=count, help="residual layers of the generator")
     add("--sigma", type=number, help="noise level, in units of the points")
+    add("--sigma-start", type=number, help="generator's first level; equal to --sigma: constant")
     add("--latent-dim", type=count, help="dimensions of z")
-    add("--batch-size", type=count, help="points a step")
+    add("--batch-size", type=count, help="noisy points a step, two to a point of the data")
     add("--dde-steps", type=count, help="updates of s_q for one of the generator")
     add("--steps", type=count, help="steps of the density")
-    add("--generator-steps", type=count, help="steps of the generator")
-    add("--learning-rate", type=number, help="Adam's for s_p, falling to 0 as a cosine")
-    add("--dde-learning-rate", type=number, help="Adam's for s_q, likewise")
+    add("--generator-steps", type=int, help="steps of the generator; 0: the density alone")
+    add("--learning-rate", type=number, help="Adam's for the density, falling to 0")
+    add("--dde-learning-rate", type=number, help="Adam's for s_p and s_q, falling to 0")
     add("--generator-learning-rate", type=number, help="Adam's for g, likewise")
     add("--jit", action=argparse.BooleanOptionalAction, default=True, help="compile by XLA")
     add("--devices", nargs="+", metavar="GPU:0", help="devices to share a batch (all GPUs)")
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
     args.output = getattr(args, "output", f"runs/{args.dataset}")
+    if args.sigma_start < args.sigma:
+        parser.error(f"--sigma-start {args.sigma_start} is below --sigma {args.sigma}")
+    if args.generator_steps < 0:
+        parser.error(f"--generator-steps must be >= 0, got {args.generator_steps}")
     return args
 
 
-def adam(learning_rate, steps, **kwargs):
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    return keras.optimizers.Adam(schedule, **kwargs)
+def adam(learning_rate, steps):
+    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power=0.5)
+    # Little momentum: what s_q and g follow is moving.
+    return keras.optimizers.Adam(schedule, beta_1=0.5, beta_2=0.99)
+
+
+def noise_for(args):
+    if args.sigma_start == args.sigma:
+        return tfdde.Constant(args.sigma)
+    steps = max(1, int(FALLING * args.generator_steps / LEVELS))
+    rate = (args.sigma_start / args.sigma) ** (1 / LEVELS)
+    return tfdde.Decay(args.sigma_start, args.sigma, steps, rate)
 
 
 @runs.command
@@ -97,34 +126,41 @@ def main(argv=None):
     run = runs.Run(args.output, vars(args), args.resume)
     keras.utils.set_random_seed(args.seed)
 
-    def network(input_shape, **kwargs):
-        return networks.residual_mlp(input_shape, args.width, args.depth, **kwargs)
+    noise = noise_for(args)
+    along = isinstance(noise, tfdde.Decay)
+
+    def density_of(noise, seed):
+        base = tfdde.GaussianBase(2)
+        base.adapt(x)
+        network = networks.residual_mlp(2, args.width, args.depth)
+        return tfdde.DDE(network, noise, base, antithetic=True, seed=seed)
 
     with strategy.scope():
-        # s_p, the density of the points; its weights are averaged over about 1000 steps.
-        noise = tfdde.Constant(args.sigma)
-        density = tfdde.DDE(network(2), noise, seed=args.seed)
-        density.compile(
-            adam(args.learning_rate, args.steps, use_ema=True, ema_momentum=0.999),
-            jit_compile=args.jit,
-        )
-        # g, and s_q, the density of what g makes.
+        density = density_of(tfdde.Constant(args.sigma), args.seed)
+        cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
+        # The weights are averaged over about 1000 steps.
+        averaging = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.999)
+        density.compile(averaging, jit_compile=args.jit)
         generator = tfdde.Generator(
-            network(args.latent_dim, output_shape=2),
-            data_dde=density,
-            generated_dde=tfdde.DDE(network(2), noise, seed=args.seed + 1),
+            networks.residual_mlp(
+                args.latent_dim, args.generator_width, args.generator_depth, output_shape=2
+            ),
+            data_dde=density_of(noise, args.seed + 1) if along else density,
+            generated_dde=density_of(noise, args.seed + 2),
             latent_dim=args.latent_dim,
             dde_steps=args.dde_steps,
-            seed=args.seed + 2,
+            seed=args.seed + 3,
         )
+        steps = args.generator_steps
         generator.compile(
-            adam(args.generator_learning_rate, args.generator_steps),
-            dde_optimizer=adam(args.dde_learning_rate, args.generator_steps * args.dde_steps),
+            adam(args.generator_learning_rate, max(1, steps)),
+            dde_optimizer=adam(args.dde_learning_rate, max(1, steps * args.dde_steps)),
+            data_optimizer=adam(args.dde_learning_rate, max(1, steps)) if along else None,
             jit_compile=args.jit,
         )
 
     def batches(start):
-        return datasets.stream(x, args.batch_size, args.seed, start)
+        return datasets.stream(x, max(1, args.batch_size // 2), args.seed, start)
 
     done = run.train("density", density, batches, args.steps, EPOCH)
 
@@ -145,7 +181,7 @@ def main(argv=None):
         divergence=divergence,
     )
 
-    if done:
+    if done and args.generator_steps:
         done = run.train("generator", generator, batches, args.generator_steps, EPOCH)
         points = generator.sample(100_000, seed=args.seed)
         step = int(generator.optimizer.iterations.numpy())

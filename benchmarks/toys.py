@@ -1,0 +1,82 @@
+"""Toys: KL of the density to the exact one, shares of the modes in the generator's samples.
+
+    python benchmarks/toys.py density --dataset checkerboard --sigma 0.2
+    python benchmarks/toys.py generator --dataset eight_gaussians --sigma 0.1
+
+Trains by train/toy.py (further arguments go there) and adds a row to results/toys.json.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import record
+
+from tfdde import datasets, metrics
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
+import toy
+
+SAMPLES = 20_000
+
+
+def density_row(model, name, sigma):
+    """KL(exact || normalised model) on two grids: their difference is the grid's error."""
+    values = {}
+    for side in (300, 400):
+        grid, cell = metrics.grid(-5 - 5 * sigma, 5 + 5 * sigma, side)
+        exact = datasets.toy_log_density(name, grid, sigma)
+        values[side] = metrics.grid_kl(exact, model.log_density(grid).numpy(), cell)
+    return {"kl_nats": values[400], "kl_nats_on_a_coarser_grid": values[300]}
+
+
+def generator_row(model, name):
+    """Shares in percent with their binomial standard errors."""
+    x = model.sample(SAMPLES, seed=1).numpy()
+    truth = datasets.sample_toy(name, SAMPLES, seed=2)
+    row = {"samples": SAMPLES}
+    if name == "checkerboard":
+        share = datasets.inside_checkerboard(x).mean()
+        row["inside_percent"] = 100 * share
+        row["inside_standard_error"] = 100 * np.sqrt(share * (1 - share) / SAMPLES)
+    if name in ("checkerboard", "eight_gaussians"):
+        # The squares by their middles, the Gaussians within 4 standard deviations.
+        radius = 4 * np.sqrt(0.125) if name == "eight_gaussians" else np.sqrt(2)
+        for title, points in (("generated", x), ("true", truth)):
+            shares, errors = metrics.mode_shares(points, datasets.toy_modes(name), radius)
+            row[f"{title}_mode_percent"] = np.round(100 * shares, 2).tolist()
+            row[f"{title}_mode_standard_error"] = np.round(100 * errors, 2).tolist()
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("density", "generator"))
+    parser.add_argument("--dataset", choices=datasets.TOYS, required=True)
+    parser.add_argument("--sigma", type=float, required=True)
+    parser.add_argument("--output", help="keep the run in this folder")
+    args, more = parser.parse_known_args()
+    only = ["--generator-steps", "0"] if args.what == "density" else ["--preset", "quick"]
+    given = ["--dataset", args.dataset, "--sigma", str(args.sigma), *only, *more]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.output or scratch + "/run"
+        start = time.time()
+        if code := toy.main([*given, "--output", folder]):
+            return code
+        seconds = round(time.time() - start)
+        model = keras.saving.load_model(f"{folder}/{args.what}.keras", compile=False)
+    if args.what == "density":
+        row = density_row(model, args.dataset, args.sigma)
+    else:
+        row = generator_row(model, args.dataset)
+    name = f"{args.what}, {args.dataset}, sigma {args.sigma:g}"
+    record.add("toys", {"name": name, **row, "training": given, "seconds": seconds})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
