@@ -1,0 +1,179 @@
+"""IDX files, genuine and damaged, and what is said when there are no data."""
+
+import gzip
+import hashlib
+import os
+import struct
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tfdde.datasets import images, load_fashion_mnist, load_mnist
+
+REAL = Path(os.environ.get("TFDDE_DATA_DIR", ".")) / "mnist"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="TFDDE_DATA_DIR holds no mnist")
+
+
+def idx(array, claim=None):
+    shape = claim or array.shape
+    return struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape) + array.tobytes()
+
+
+def write(folder, compress=True, **change):
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "train-images-idx3-ubyte": rng.integers(0, 256, (6, 5, 4), dtype=np.uint8),
+        "train-labels-idx1-ubyte": np.arange(6, dtype=np.uint8),
+        "t10k-images-idx3-ubyte": rng.integers(0, 256, (3, 5, 4), dtype=np.uint8),
+        "t10k-labels-idx1-ubyte": np.arange(3, dtype=np.uint8),
+    }
+    for name, array in parts.items():
+        content = change.get(name.replace("-", "_"), idx(array))
+        if compress:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+    return parts
+
+
+@real
+def test_genuine_files():
+    expected = {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
+    for name, digest in expected.items():
+        content = gzip.decompress((REAL / f"{name}.gz").read_bytes())
+        assert hashlib.md5(content).hexdigest() == digest
+    data = load_mnist()  # through the environment variable
+    assert data.x_train.shape == (60_000, 28, 28, 1) and data.x_test.shape == (10_000, 28, 28, 1)
+    assert data.x_train.dtype == np.float32
+    assert data.x_train.min() == 0 and data.x_train.max() == 1
+    assert data.y_train[:5].tolist() == [5, 0, 4, 1, 9]
+    pixels = images.read_idx(REAL / "t10k-images-idx3-ubyte.gz")
+    np.testing.assert_allclose(data.x_test[..., 0], pixels / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("inner", [".", "mnist"])
+def test_folder_of_files(tmp_path, compress, inner):
+    parts = write(tmp_path / inner, compress)
+    data = load_mnist(tmp_path)
+    np.testing.assert_allclose(data.x_train[..., 0] * 255, parts["train-images-idx3-ubyte"])
+    np.testing.assert_array_equal(data.y_test, [0, 1, 2])
+
+
+def test_environment_variable(tmp_path, monkeypatch):
+    write(tmp_path / "fashion_mnist")
+    monkeypatch.setenv("TFDDE_DATA_DIR", str(tmp_path))
+    assert load_fashion_mnist().x_train.shape == (6, 5, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no IDX file of unsigned bytes.*got nothing"),
+        (b"garbage, not an IDX file", "no IDX file of unsigned bytes"),
+        (b"\0\0\x0d\x01\0\0\0\1aaaa", "no IDX file of unsigned bytes"),  # floats
+        (b"\0\0\x08\x03\0\0", "ends within its header of 3 dimensions"),
+        (idx(np.zeros((2, 5, 4), np.uint8))[:-1], "must hold 40 bytes.*got 39"),
+        (idx(np.zeros((2, 5, 4), np.uint8)) + b"!", "must hold 40 bytes.*got more than that"),
+        (idx(np.zeros(9, np.uint8), claim=(2**32 - 1,) * 4), "must hold .* bytes.*got 9"),
+        (idx(np.zeros((4, 5, 4), np.uint8)), r"train images must .* got \(4, 5, 4\) and \(6,\)"),
+        (idx(np.zeros((0, 5, 4), np.uint8)), r"\(0, 5, 4\)"),
+    ],
+)
+def test_damaged_files(tmp_path, content, message):
+    write(tmp_path, train_images_idx3_ubyte=content)
+    with pytest.raises(ValueError, match=message):
+        load_mnist(tmp_path)
+
+
+def test_damaged_compression(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    for broken in (whole[:-9], whole[:12] + b"\xff\xff\xff" + whole[15:]):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"train-images.*cannot be read"):
+            load_mnist(tmp_path)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=40) | st.binary(max_size=30).map(lambda b: b"\0\0\x08" + b))
+def test_any_bytes_give_an_array_or_a_clear_error(tmp_path, content):
+    path = tmp_path / "any"
+    path.write_bytes(content)
+    try:
+        array = images.read_idx(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert array.dtype == np.uint8 and content.endswith(array.tobytes())
+
+
+def test_folder_without_the_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`data_dir` must hold the files train-images"):
+        load_mnist(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        images.read_idx(tmp_path / "nothing")
+
+
+def fake_builder(monkeypatch, data_path):
+    def as_dataset(split, batch_size):
+        n = {"train": 4, "test": 2}[split]
+        return {"image": np.full((n, 5, 4, 1), 255, np.uint8), "label": np.arange(n)}
+
+    builder = SimpleNamespace(data_path=data_path, as_dataset=as_dataset)
+    module = SimpleNamespace(builder=lambda name: builder, as_numpy=lambda x: x)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    monkeypatch.delenv("TFDDE_DATA_DIR", raising=False)
+    return builder
+
+
+def test_prepared_by_tensorflow_datasets(tmp_path, monkeypatch):
+    fake_builder(monkeypatch, tmp_path)
+    data = load_mnist()
+    assert data.x_train.shape == (4, 5, 4, 1) and data.x_train.max() == 1
+    np.testing.assert_array_equal(data.y_test, [0, 1])
+
+
+def test_reachable_data_are_downloaded(tmp_path, monkeypatch):
+    builder = fake_builder(monkeypatch, tmp_path / "none")
+    builder.download_and_prepare = lambda: (tmp_path / "none").mkdir()
+    closed = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(images.socket, "create_connection", lambda *a, **k: closed)
+    assert load_mnist().x_train.shape == (4, 5, 4, 1)
+    assert (tmp_path / "none").exists()
+
+
+def test_unreachable_data_are_one_sentence_within_15_seconds(tmp_path, monkeypatch):
+    """With the real tensorflow-datasets, and a host name that never resolves."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.delenv("TFDDE_DATA_DIR", raising=False)
+    monkeypatch.setattr(images, "_HOST", "host.invalid")
+    real_builder = tfds.builder
+    monkeypatch.setattr(tfds, "builder", lambda name: real_builder(name, data_dir=tmp_path))
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="cannot be reached.*TFDDE_DATA_DIR") as caught:
+        load_mnist()
+    assert time.monotonic() - start < 15
+    assert "\n" not in str(caught.value)
+
+
+def test_without_tensorflow_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    monkeypatch.delenv("TFDDE_DATA_DIR", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"--data-dir.*pip install 'tfdde\[data\]'"):
+        load_fashion_mnist()
