@@ -11,6 +11,12 @@ from tfdde import networks, random
 ROWS, STEPS = 48, 20
 
 
+@pytest.fixture(scope="module")
+def two():
+    """One strategy for all tests: a second one would number its collectives like the first."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 def batches(sizes):
     rng = np.random.default_rng(0)
     return [rng.standard_normal((n, 2)).astype("f4") for n in sizes]
@@ -69,9 +75,8 @@ def train_generator(strategy, sizes, **compile_kwargs):
         ([ROWS] * (STEPS - 2) + [7, 1], {}),  # uneven replicas, then an empty one
     ],
 )
-def test_two_devices_equal_one_given_the_same_noise(monkeypatch, sizes, compile_kwargs):
+def test_two_devices_equal_one_given_the_same_noise(monkeypatch, two, sizes, compile_kwargs):
     monkeypatch.setattr(random, "normal", shared_noise)
-    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     assert two.num_replicas_in_sync == 2
     one = tf.distribute.OneDeviceStrategy("CPU:0")
     single, single_logs = train_generator(one, sizes, **compile_kwargs)
@@ -82,14 +87,12 @@ def test_two_devices_equal_one_given_the_same_noise(monkeypatch, sizes, compile_
         np.testing.assert_allclose(single_logs[name], double_logs[name], rtol=1e-4, atol=1e-5)
 
 
-def test_replicas_draw_different_noise_and_it_is_stateless():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
+def test_replicas_draw_different_noise_and_it_is_stateless(two):
     @tf.function
     def draw(iteration):
-        return strategy.run(lambda: random.normal((4,), 5, iteration, random.Stream.DENSITY_NOISE))
+        return two.run(lambda: random.normal((4,), 5, iteration, random.Stream.DENSITY_NOISE))
 
-    first, again, later = (strategy.experimental_local_results(draw(k)) for k in (3, 3, 4))
+    first, again, later = (two.experimental_local_results(draw(k)) for k in (3, 3, 4))
     assert not np.allclose(first[0], first[1])
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, later)
@@ -105,10 +108,9 @@ def test_streams_seeds_and_iterations_do_not_meet():
     assert len(keys) == 3 * 4 * len(random.Stream)
 
 
-def test_density_trains_and_evaluates_under_a_strategy(tmp_path):
+def test_density_trains_and_evaluates_under_a_strategy(tmp_path, two):
     x = np.concatenate(batches([100]))
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+    with two.scope():
         dde = tfdde.DDE(networks.residual_mlp(2, 8, 2), seed=1)
         dde.compile("adam")
     dde.fit(x, batch_size=32, epochs=2, validation_data=x, verbose=0)
