@@ -138,8 +138,8 @@ def main(argv=None):
     with strategy.scope():
         density = density_of(tfdde.Constant(args.sigma), args.seed)
         cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
-        # The weights are averaged over about 1000 steps.
-        averaging = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.999)
+        # The weights are averaged over about 100 steps.
+        averaging = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
         density.compile(averaging, jit_compile=args.jit)
         generator = tfdde.Generator(
             networks.residual_mlp(
