@@ -1,7 +1,8 @@
-"""Data: 2-D toys with exact densities, images, and resumable batches."""
+"""Data: 2-D toys with exact densities, images, tables, and resumable batches."""
 
 from tfdde.datasets.images import ImageData, load_fashion_mnist, load_mnist
 from tfdde.datasets.stream import epoch_batches, stream
+from tfdde.datasets.tables import Table, load_builtin, read_table, split_rows
 from tfdde.datasets.toys import (
     TOYS,
     inside_checkerboard,
@@ -9,15 +10,22 @@ from tfdde.datasets.toys import (
     toy_log_density,
     toy_modes,
 )
+from tfdde.datasets.uci import UCI, load_uci
 
 __all__ = [
     "TOYS",
+    "UCI",
     "ImageData",
+    "Table",
     "epoch_batches",
     "inside_checkerboard",
+    "load_builtin",
     "load_fashion_mnist",
     "load_mnist",
+    "load_uci",
+    "read_table",
     "sample_toy",
+    "split_rows",
     "stream",
     "toy_log_density",
     "toy_modes",

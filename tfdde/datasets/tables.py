@@ -1,0 +1,296 @@
+"""Tables of numbers: users' files, and small sets that come with scikit-learn."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import numbers
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfdde.checks import check_integer
+
+BUILTIN = ("digits", "wine", "breast_cancer")
+_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Three parts as float32 (rows, columns), and the names of the columns."""
+
+    x_train: np.ndarray
+    x_validation: np.ndarray
+    x_test: np.ndarray
+    columns: tuple[str, ...]
+
+
+def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest choice, unless ``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.{hint}")
+
+
+def import_pandas() -> Any:
+    """Return pandas, or raise ImportError saying how to install it."""
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("Reading tables needs pandas: pip install 'tfdde[tables]'.") from None
+    return pandas
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a reader says of a damaged file into a ValueError of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"{str(path)!r} cannot be read: {said}.") from None
+
+
+def check_finite(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
+    """Raise ValueError naming the first column of ``x`` (rows, columns) with NaN or infinity."""
+    for name, column in zip(columns, x.T, strict=True):
+        bad = np.flatnonzero(~np.isfinite(column))
+        if len(bad):
+            raise ValueError(
+                f"Column {name!r} of {str(path)!r} must be finite in {x.dtype}, got NaN or "
+                f"infinity in {len(bad)} of {len(x)} rows, the first at row {bad[0]}."
+            )
+
+
+def check_varying(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
+    """Raise ValueError naming the first column of ``x`` (rows, columns) that is constant."""
+    for name, column in zip(columns, x.T, strict=True):
+        if (column == column[0]).all():
+            raise ValueError(
+                f"Column {name!r} of {str(path)!r} must vary to have a density, got the constant "
+                f"{column[0]:g} (as {x.dtype})."
+            )
+
+
+def _chosen(columns: Sequence[str] | None, names: list[str], path: Path) -> list[int]:
+    """Positions in ``names`` of the columns asked for."""
+    position = {name: i for i, name in enumerate(names)}
+    twice = next((name for i, name in enumerate(names) if position[name] != i), None)
+    if twice is not None:
+        raise ValueError(f"{str(path)!r} must name each column once, got {twice!r} twice.")
+    if columns is None:
+        columns = names
+    elif isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
+        raise ValueError(f"`columns` must be a list of column names, got {columns!r}.")
+    elif len(columns) == 0 or len(set(columns)) < len(columns):
+        raise ValueError(f"`columns` must name one column or more, each once, got {columns!r}.")
+    for name in columns:
+        if name not in position:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(names[:20])}"
+            raise ValueError(f"`columns` must name columns of {str(path)!r}, got {name!r}; {hint}.")
+        if not name.strip():
+            raise ValueError(
+                f"Column number {position[name]} of {str(path)!r} must have a name (is it an "
+                "index?): name it, or choose others with `columns`."
+            )
+    return [position[name] for name in columns]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
+    pd = import_pandas()
+    with reading(path):
+        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    names = first.iloc[0].tolist()
+    numbered = names == [str(i) for i in range(len(names))]
+    if all(map(_is_number, names)) and not numbered:
+        raise ValueError(
+            f"The first line of {str(path)!r} must hold the names of the columns, got the numbers "
+            f"{', '.join(names[:5])}."
+        )
+    chosen = _chosen(columns, names, path)
+    with reading(path), warnings.catch_warnings():
+        # A row longer than the header is an error, not an index nor cut.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        frame = pd.read_csv(path, index_col=False, low_memory=False)
+    return frame.iloc[:, chosen], [names[i] for i in chosen]
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
+    pd = import_pandas()
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError("Reading Parquet needs pyarrow: pip install 'tfdde[tables]'.") from None
+    with reading(path):
+        names = list(pyarrow.parquet.read_schema(path).names)
+    names = [name for name in names if not name.startswith("__index_level_")]  # added by pandas
+    chosen = [names[i] for i in _chosen(columns, names, path)]
+    with reading(path):
+        # The path itself, not a data set of which it may be a part: partitioning=None.
+        table = pyarrow.parquet.read_table(path, columns=chosen, partitioning=None)
+        frame = pd.DataFrame({name: table.column(name).to_pandas() for name in chosen})
+    return frame, chosen
+
+
+def _numbers_of_frame(frame: Any, names: list[str], path: Path) -> np.ndarray:
+    pd = import_pandas()
+    x = np.empty(frame.shape, np.float32)
+    for i, name in enumerate(names):
+        series = frame.iloc[:, i]
+        if not pd.api.types.is_numeric_dtype(series.dtype) or series.dtype.kind == "c":
+            said = f"dtype {series.dtype}"
+            if series.dtype.kind == "O":
+                text = series.notna() & pd.to_numeric(series, errors="coerce").isna()
+                if text.any():
+                    row = int(text.to_numpy().argmax())
+                    said += f", with {series.iloc[row]!r} at row {row}"
+            raise ValueError(f"Column {name!r} of {str(path)!r} must be numeric, got {said}.")
+        with np.errstate(over="ignore"):
+            x[:, i] = series.to_numpy(np.float64, na_value=np.nan)
+    return x
+
+
+def _read_numpy(path: Path, columns: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
+    with reading(path), open(path, "rb") as f:  # np.load would leave a damaged file open
+        array = np.load(f, allow_pickle=False)
+        if isinstance(array, np.lib.npyio.NpzFile):
+            with array as arrays:
+                if len(arrays.files) != 1:
+                    raise ValueError(f"expected a single array, got {arrays.files}")
+                array = arrays[arrays.files[0]]
+        if array.ndim != 2 or array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"expected numbers of shape (rows, columns), got shape {array.shape} and dtype "
+                f"{array.dtype}"
+            )
+    names = [str(i) for i in range(array.shape[1])]
+    chosen = _chosen(columns, names, path)
+    with np.errstate(over="ignore"):
+        return array[:, chosen].astype(np.float32), [names[i] for i in chosen]
+
+
+def read_table(
+    path: str | os.PathLike, columns: Sequence[str] | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read a table of numbers: .csv (.csv.gz), .parquet, .npy, or .npz with a single array.
+
+    Args:
+        path: the file. The first line of a CSV file holds the names of the columns;
+            those of an array are "0", "1", and so on.
+        columns: names of the columns to take, in this order; all if None.
+
+    Returns:
+        float32 array (rows, columns), and the names of its columns.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: pandas or pyarrow, which CSV and Parquet need, is missing.
+        ValueError: unknown suffix, damaged or empty file, unknown column; or a column, which
+            is named, that is not numeric, not finite, or constant. Rows count from 0.
+    """
+    path = Path(path)
+    suffix = next((s for s in _SUFFIXES if path.name.lower().endswith(s)), None)
+    if suffix is None:
+        raise ValueError(f"`path` must end in one of {', '.join(_SUFFIXES)}, got {str(path)!r}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"Table {str(path)!r} does not exist.")
+    if suffix in (".npy", ".npz"):
+        x, names = _read_numpy(path, columns)
+    else:
+        frame, names = (_read_parquet if suffix == ".parquet" else _read_csv)(path, columns)
+        x = _numbers_of_frame(frame, names, path) if len(frame) else np.empty(frame.shape)
+    if x.size == 0:
+        raise ValueError(
+            f"{str(path)!r} is empty: expected at least one row and column, got {x.shape}."
+        )
+    check_finite(x, names, path)
+    check_varying(x, names, path)
+    return x, tuple(names)
+
+
+def split_rows(
+    x: np.ndarray, seed: int = 0, validation: float = 0.1, test: float = 0.1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shuffle the rows of ``x`` and split them: (train, validation, test).
+
+    Args:
+        x: array, shape (rows, ...).
+        seed: seed of ``np.random.default_rng``, which fixes the order.
+        validation: part of the rows for validation, in [0, 1), rounded down to whole rows.
+        test: part of the rows for the test, likewise.
+
+    Returns:
+        Three arrays of the dtype of ``x`` that hold each row once.
+
+    Raises:
+        ValueError: a part or the seed is out of range, or a part > 0 gets no row.
+    """
+    seed = check_integer(seed, "seed", minimum=0)
+    x = np.asarray(x)
+    if x.ndim == 0:
+        raise ValueError(f"`x` must have shape (rows, ...), got the scalar {x}.")
+    counts: list[int] = []
+    for name, part in (("validation", validation), ("test", test)):
+        if isinstance(part, bool) or not isinstance(part, numbers.Real) or not 0 <= part < 1:
+            raise ValueError(f"`{name}` must be a number in [0, 1), got {part!r}.")
+        counts.append(int(part * len(x)))
+        if part > 0 and counts[-1] == 0:
+            raise ValueError(f"`{name}` must leave a row, got {part!r} of {len(x)} rows.")
+    rest = len(x) - sum(counts)
+    if rest <= 0:
+        raise ValueError(
+            f"`validation` and `test` must leave a row to train with, got {validation!r} and "
+            f"{test!r} of {len(x)} rows."
+        )
+    order = np.random.default_rng(seed).permutation(len(x))
+    train, middle, last = np.split(order, [rest, rest + counts[0]])
+    return x[train], x[middle], x[last]
+
+
+def load_builtin(name: str, seed: int = 0) -> Table:
+    """A small set that scikit-learn brings along; a tenth each is for validation and test.
+
+    ``digits`` (1,797 pictures of 8 x 8 pixels 0 ... 16) is dequantised: (x + u) / 17 in [0, 1)
+    with u uniform in [0, 1). ``wine`` (178 rows, 13 columns) and ``breast_cancer`` (569 rows,
+    30 columns) are as scikit-learn gives them, not standardised.
+
+    Args:
+        name: digits, wine or breast_cancer.
+        seed: fixes the split and the noise.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: unknown name, or the seed is out of range.
+    """
+    check_choice(name, "name", BUILTIN)
+    seed = check_integer(seed, "seed", minimum=0)
+    try:
+        from sklearn import datasets
+    except ImportError:
+        raise ImportError(
+            f"The {name} data come with scikit-learn: pip install 'tfdde[tables]'."
+        ) from None
+    bunch = getattr(datasets, f"load_{name}")()
+    x = bunch.data
+    if name == "digits":
+        # A stream of its own: not the numbers that the split draws.
+        x = (x + np.random.default_rng([seed, 1]).random(x.shape)) / 17
+        x = np.minimum(x, np.nextafter(np.float32(1), np.float32(0)))  # may round to 1 in float32
+    columns = tuple(str(column) for column in bunch.feature_names)
+    return Table(*split_rows(x.astype(np.float32), seed), columns)
