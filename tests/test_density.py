@@ -40,7 +40,7 @@ def trained():
 def test_learns_the_exact_smoothed_density(trained):
     grid, cell = metrics.grid(-5, 5, 200)
     exact = three().log_density(grid, SIGMA)
-    learned = trained.log_density(grid.astype("f4")).numpy()
+    learned = trained.log_density(grid.astype("f4"), normalized=False).numpy()
     assert metrics.grid_kl(exact, learned, cell) < 0.01
     x = three().sample(2000, seed=5) + SIGMA * np.random.default_rng(6).standard_normal((2000, 2))
     error = trained.score(x).numpy() - three().score(x, SIGMA)
@@ -52,7 +52,7 @@ def test_score_is_the_gradient_of_log_density(trained):
     h = 1e-2
     for d in range(2):
         step = (np.eye(2)[d] * h).astype("f4")
-        up, down = trained.log_density(x + step), trained.log_density(x - step)
+        up, down = (trained.log_density(x + e, normalized=False) for e in (step, -step))
         difference = (up - down).numpy() / (2 * h)
         np.testing.assert_allclose(trained.score(x)[:, d], difference, atol=0.02)
 
@@ -129,11 +129,17 @@ def test_save_and_load_whole(tmp_path, base):
     again = keras.saving.load_model(tmp_path / "dde.keras")
     assert again.noise.get_config() == dde.noise.get_config()
     assert (again.antithetic, again.seed, again.data_shape) == (True, 1, (2,))
-    np.testing.assert_array_equal(again.log_density(data()), dde.log_density(data()))
+    np.testing.assert_array_equal(
+        again.log_density(data(), normalized=False), dde.log_density(data(), normalized=False)
+    )
     np.testing.assert_array_equal(again.score(data()), dde.score(data()))
     for model in (dde, again):  # the optimizer came along: training goes on alike
         model.fit(data(), batch_size=64, verbose=0)
-    np.testing.assert_allclose(again.log_density(data()), dde.log_density(data()), atol=1e-5)
+    np.testing.assert_allclose(
+        again.log_density(data(), normalized=False),
+        dde.log_density(data(), normalized=False),
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -195,9 +201,11 @@ def test_tensors_pass_and_gradients_flow_through_log_density(trained):
     x = tf.constant(data(5))
     with tf.GradientTape() as tape:
         tape.watch(x)
-        s = trained.log_density(x)
+        s = trained.log_density(x, normalized=False)
     np.testing.assert_allclose(tape.gradient(s, x), trained.score(x), atol=1e-5)
-    assert trained.log_density(x[:0]).shape == (0,) and trained.score(x[:0]).shape == (0, 2)
+    assert trained.log_density(x[:0], normalized=False).shape == (0,) and trained.score(
+        x[:0]
+    ).shape == (0, 2)
 
 
 def test_validation_and_datasets():
@@ -259,7 +267,7 @@ def test_unscaled_pixels():
     for method in (dde.fit, dde.evaluate, dde.log_density, dde.score):
         with pytest.raises(ValueError, match=r"scaled to \[0, 1\], got values in \[255, 255\]"):
             method(images)
-    dde.log_density(images / 255 + 0.5)  # noise may leave [0, 1]
+    dde.log_density(images / 255 + 0.5, normalized=False)  # noise may leave [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.stats import multivariate_normal, norm
 
 import tfdde
 from tfdde import networks
@@ -106,10 +107,11 @@ class TestGaussianBase:
         base = tfdde.GaussianBase(3)
         base.adapt(x)
         sigma = 0.7
-        precision = np.linalg.inv(np.cov(x.T, bias=True) + sigma**2 * np.eye(3))
-        centred = x[:50] - x.mean(0)
-        expected = -0.5 * np.einsum("ni,ij,nj->n", centred, precision, centred)
+        covariance = np.cov(x.T, bias=True) + sigma**2 * np.eye(3)
+        expected = multivariate_normal.logpdf(x[:50], x.mean(0), covariance)
         np.testing.assert_allclose(base(x[:50], tf.constant(sigma)), expected, rtol=1e-3)
+        levels = tf.fill((50,), sigma)
+        np.testing.assert_allclose(base(x[:50], levels), expected, rtol=1e-3)
 
     def test_constant_column_needs_no_variance(self):
         x = np.zeros((100, 2), "f4")
@@ -117,7 +119,10 @@ class TestGaussianBase:
         base = tfdde.GaussianBase(2)
         base.adapt(x)
         value = base(tf.constant([[49.5, 0.3]]), tf.constant(0.1)).numpy()
-        np.testing.assert_allclose(value, [-0.5 * 9.0], rtol=1e-4)
+        expected = norm.logpdf(0.0, scale=np.sqrt(x[:, 0].var() + 0.01)) + norm.logpdf(
+            0.3, scale=0.1
+        )
+        np.testing.assert_allclose(value, [expected], rtol=1e-4)
 
     @pytest.mark.parametrize("x", [np.zeros((4, 3)), np.zeros((1, 2)), [[np.nan, 0.0]] * 3])
     def test_bad_data(self, x):

@@ -85,7 +85,7 @@ def test_toy(script, tmp_path, capsys, frozen):
     generator = keras.saving.load_model(folder / "generator.keras")
     assert generator.sample(3, seed=1).shape == (3, 2)
     density = keras.saving.load_model(folder / "density.keras")
-    assert density.log_density(np.zeros((3, 2))).shape == (3,)
+    assert density.log_density(np.zeros((3, 2)), normalized=False).shape == (3,)
 
     # A second run does not overwrite the first, and another one is not its continuation.
     assert toy.main(args) == 2

@@ -3,9 +3,10 @@
 from tfdde import datasets, losses, metrics, networks
 from tfdde.base import GaussianBase
 from tfdde.callbacks import Checkpoint, DivergedError
-from tfdde.density import DDE
+from tfdde.density import DDE, UnnormalizedWarning
+from tfdde.estimate import LogPartition
 from tfdde.generator import Generator
-from tfdde.noise import Constant, Decay
+from tfdde.noise import Constant, Decay, LogUniform
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,9 @@ __all__ = [
     "DivergedError",
     "GaussianBase",
     "Generator",
+    "LogPartition",
+    "LogUniform",
+    "UnnormalizedWarning",
     "datasets",
     "losses",
     "metrics",

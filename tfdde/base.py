@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.checks import check_rows
+from tfdde.losses import per_row
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
 class GaussianBase(keras.layers.Layer):
-    """log N(x; mean, covariance + sigma**2 I) + C of data's mean and covariance.
+    """log N(x; mean, covariance + sigma**2 I) of data's mean and covariance.
 
     Added to a network it leaves the network only what is not Gaussian, and makes e^s
     integrable, which a Softplus network's linear tails are not.  Until ``adapt`` is
@@ -57,16 +58,30 @@ class GaussianBase(keras.layers.Layer):
         self.variances.assign(np.maximum(variances, 0.0))
 
     def call(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """The log-density up to a constant: x (batch, *input_shape), sigma scalar -> (batch,).
+        """The log-density: x (batch, *input_shape), sigma () or (batch,) -> (batch,), in nats.
 
-        Matrix products all the way: they convert to TFLite with their gradients.
+        With one sigma for all rows it is matrix products all the way, which convert to TFLite
+        with their gradients.
         """
-        scaled = self.axes / tf.sqrt(self.variances + tf.square(sigma))
-        x = tf.reshape(x, (-1, int(self.mean.shape[0])))
+        n = int(self.mean.shape[0])
+        x = tf.reshape(x, (-1, n))
+        one_level = sigma.shape.rank == 0
+        widths = self.variances + tf.square(sigma if one_level else sigma[:, None])
+        log_scale = -0.5 * tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), axis=-1)
+        if not one_level:
+            u = tf.matmul(x - self.mean, self.axes)
+            return log_scale - 0.5 * tf.reduce_sum(tf.square(u) / widths, axis=-1)
+        scaled = self.axes / tf.sqrt(widths)
         shift = -tf.linalg.matvec(scaled, self.mean, transpose_a=True)
         u = tf.nn.bias_add(tf.matmul(x, scaled), shift)
-        weights = tf.fill((int(self.mean.shape[0]), 1), -0.5)
-        return tf.squeeze(tf.matmul(tf.square(u), weights), axis=-1)
+        half = tf.matmul(tf.square(u), tf.fill((n, 1), -0.5))
+        return tf.squeeze(tf.nn.bias_add(half, log_scale[None]), axis=-1)
+
+    def scaled(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        """x less its mean, in units of the blurred data's mean standard deviation."""
+        mean = tf.reshape(self.mean, self.row_shape)
+        scale = tf.sqrt(tf.reduce_mean(self.variances) + tf.square(sigma))
+        return (x - mean) / per_row(scale, x)
 
     def get_config(self) -> dict[str, Any]:
         return {"input_shape": self.row_shape, "name": self.name}

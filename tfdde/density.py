@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfdde import random
+from tfdde import partition, random
 from tfdde.base import GaussianBase
-from tfdde.checks import check_pixels
-from tfdde.losses import dde_loss, score_of
-from tfdde.noise import Constant, Decay, Noise
+from tfdde.checks import check_pixels, check_rows
+from tfdde.estimate import LogPartition
+from tfdde.losses import dde_loss, joint_loss, score_of
+from tfdde.networks import check_scalar
+from tfdde.noise import Constant, LogUniform, Noise, check_level
 from tfdde.random import Stream
 from tfdde.training import Trainer, as_batch, global_count, to_rows, update_mean
+
+
+class UnnormalizedWarning(UserWarning):
+    """A log-density was returned that is known up to a constant only."""
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
@@ -27,18 +35,35 @@ class DDE(Trainer):
     >>> dde = tfdde.DDE(tfdde.networks.residual_mlp(2), noise=tfdde.Constant(0.2))
     >>> dde.compile("adam")
     >>> dde.fit(x, batch_size=2048, epochs=10)
+    >>> dde.log_partition(x)
     >>> dde.log_density(x), dde.score(x)
+
+    With ``LogUniform`` noise it is s(x, sigma) of all levels in one: the network has a second
+    input ``level`` and sees x centred and scaled by the base at that level.
+
+    >>> network = tfdde.networks.residual_mlp(8, 256, 6, levels=True)
+    >>> dde = tfdde.DDE(network, noise=tfdde.LogUniform(0.1, 8.0))
 
     Args:
         network: Keras model (batch, *shape) -> (batch, 1), twice differentiable almost
-            everywhere (no ReLU: its score is a step function).
-        noise: where training takes sigma from, ``Constant`` or ``Decay``.
+            everywhere (no ReLU: its score is a step function).  With ``LogUniform`` noise
+            its inputs are x and ``level``, shape (batch, 1), sigma's place from -1 to 1.
+        noise: where training takes sigma from, ``Constant``, ``Decay`` or ``LogUniform``.
         base: Gaussian that is added to the network's output; by default none, as in the
-            paper, and then e^s need not be integrable.
+            paper, and then e^s need not be integrable; with ``LogUniform`` noise the standard
+            normal.  ``adapt`` fits it to data.
+        normalization: layer that standardises the data; sigma is then in standardised units,
+            and log-density and score are in the data's own, Jacobian included.
         antithetic: train on each row twice, at x + eta and x - eta.  The two losses' largest
             random term cancels, so this beats twice the rows at the same cost.
+        time_weight: with ``LogUniform`` noise, the weight of time-score matching beside eq. 10
+            (``tfdde.losses.joint_loss``); the loss is their weighted mean.
         seed: integer in [0, 2**31) that fixes noise and order of the rows; by default
             drawn, which ``keras.utils.set_random_seed`` makes reproducible.
+
+    Attributes:
+        partition: the ``LogPartition`` that ``log_partition`` found, saved with the model, or
+            None; training discards it.
 
     Raises:
         ValueError: the network is not scalar or not built, or ``noise`` is no noise.
@@ -49,25 +74,22 @@ class DDE(Trainer):
         network: keras.Model,
         noise: Noise | None = None,
         base: GaussianBase | None = None,
+        normalization: keras.layers.Normalization | None = None,
         antithetic: bool = False,
+        time_weight: float = 0.1,
         seed: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         noise = Constant(0.2) if noise is None else noise
-        if not isinstance(noise, Constant | Decay):
+        if not isinstance(noise, Noise):
             raise ValueError(
-                f"`noise` must be tfdde.Constant or tfdde.Decay, got {noise!r}; "
-                "for one level write tfdde.Constant(sigma)."
+                "`noise` must be tfdde.Constant, tfdde.Decay or tfdde.LogUniform, got "
+                f"{noise!r}; for one level write tfdde.Constant(sigma)."
             )
-        if not isinstance(network, keras.Model) or not network.built:
-            raise ValueError(f"`network` must be a built keras.Model, got {network!r}.")
-        if network.output_shape != (None, 1):
-            raise ValueError(
-                "`network` must map a batch to one scalar a row, output shape (None, 1), "
-                f"got {network.output_shape}."
-            )
-        self.data_shape = tuple(network.input_shape[1:])
+        self.data_shape = check_scalar(network, isinstance(noise, LogUniform))
+        if base is None and isinstance(noise, LogUniform):
+            base = GaussianBase(self.data_shape)
         if base is not None and (
             not isinstance(base, GaussianBase) or base.row_shape != self.data_shape
         ):
@@ -75,13 +97,43 @@ class DDE(Trainer):
                 f"`base` must be a tfdde.GaussianBase({self.data_shape}), like the network's "
                 f"input, got {getattr(base, 'row_shape', base)!r}."
             )
+        if normalization is not None and not isinstance(normalization, keras.layers.Normalization):
+            raise ValueError(
+                f"`normalization` must be a keras.layers.Normalization, got {normalization!r}."
+            )
+        if not (np.isfinite(time_weight) and time_weight >= 0):
+            raise ValueError(f"`time_weight` must be a finite number >= 0, got {time_weight!r}.")
         self.network = network
         self.base = base
+        self.normalization = normalization
         self.noise = noise
         self.antithetic = bool(antithetic)
+        self.time_weight = float(time_weight)
         self.seed = random.check_seed(seed)
+        self.partition: LogPartition | None = None
         self.loss_tracker = keras.metrics.Mean(name="loss")
+        if normalization is not None and not normalization.built:
+            normalization.build((None, *self.data_shape))
         self.built = True
+
+    def adapt(self, x: Any) -> None:
+        """Take the means and scales of ``normalization`` and the Gaussian ``base`` from data.
+
+        Call it before ``fit``.
+
+        Args:
+            x: array of shape (rows, *data_shape).
+
+        Raises:
+            ValueError: wrong shape, NaN or infinity, fewer than two rows, or nothing to adapt.
+        """
+        if self.normalization is None and self.base is None:
+            raise ValueError("There is neither a `normalization` nor a `base` to adapt.")
+        rows = check_pixels(check_rows(x, "x", self.data_shape), "x")
+        if self.normalization is not None:
+            self.normalization.adapt(rows)
+        if self.base is not None:
+            self.base.adapt(self.inside(tf.constant(rows)).numpy())
 
     def compile(
         self,
@@ -118,17 +170,52 @@ class DDE(Trainer):
         self._gradients = compiler(self._loss_and_gradients)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """s(x) at the final noise level, shape (batch,)."""
-        return self.at(x, tf.constant(self.noise.sigma, tf.float32))
+        """s(x) at the final noise level, in the data's own units, shape (batch,)."""
+        return self._outside(x, tf.constant(self.noise.sigma, tf.float32))
+
+    def inside(self, x: tf.Tensor) -> tf.Tensor:
+        """Rows as the density sees them: standardised, if there is a ``normalization``."""
+        return x if self.normalization is None else self.normalization(x)
+
+    def _log_scale(self) -> tf.Tensor:
+        """Log of the Jacobian determinant of ``inside``: a scalar."""
+        if self.normalization is None:
+            return tf.constant(0.0)
+        variance = tf.convert_to_tensor(self.normalization.variance)
+        each = tf.broadcast_to(variance, (1, *self.data_shape))
+        return -tf.reduce_sum(tf.math.log(tf.maximum(tf.sqrt(each), keras.config.epsilon())))
+
+    def _outside(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        s = self.at(self.inside(x), sigma)
+        if self.normalization is None:
+            return s
+        # Of shape (batch, 1), since TFLite lacks the gradient of "+" with a dynamic batch.
+        scale = tf.reshape(self._log_scale(), (1,))
+        return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), scale), axis=-1)
 
     def at(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """s(x) while training is at noise level ``sigma``, shape (batch,)."""
-        s = tf.squeeze(self.network(x), axis=-1)
+        """s of standardised rows at noise level ``sigma``, () or (batch,): shape (batch,)."""
+        if isinstance(self.noise, LogUniform):
+            assert self.base is not None  # the constructor's default
+            place = self.noise.place(sigma)
+            one = sigma.shape.rank == 0
+            column = tf.fill((tf.shape(x)[0], 1), place) if one else place[:, None]
+            s = self.network([self.base.scaled(x, sigma), column])
+        else:
+            s = self.network(x)
+        s = tf.squeeze(s, axis=-1)
         # add_n, since the gradient of "+" with a dynamic batch is beyond TFLite.
         return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
 
     def row_losses(self, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """Eq. 10 for each row, times sigma**2 / n: shape (batch,)."""
+        """The loss of each standardised row: eq. 10 times sigma**2 / n, shape (batch,).
+
+        With ``LogUniform`` noise and a ``time_weight``, its weighted mean with that of
+        time-score matching.
+        """
+        if isinstance(self.noise, LogUniform) and self.time_weight:
+            space, time = joint_loss(self.at, x, epsilon, sigma)
+            return (space + self.time_weight * time) / (1.0 + self.time_weight)
         return dde_loss(lambda y: self.at(y, sigma), x, epsilon, sigma)
 
     def minimize(
@@ -152,6 +239,7 @@ class DDE(Trainer):
         if self.antithetic:
             x = tf.concat([x, x], axis=0)
             epsilon = tf.concat([epsilon, -epsilon], axis=0)
+            sigma = tf.concat([sigma, sigma], axis=0) if sigma.shape.rank else sigma
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(self.row_losses(x, epsilon, sigma))
             if self.antithetic:
@@ -160,43 +248,123 @@ class DDE(Trainer):
         return loss, tape.gradient(scaled, variables)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x = as_batch(data, self.data_shape)
-        sigma = self.noise.at(tf.convert_to_tensor(self.optimizer.iterations))
+        x = self.inside(as_batch(data, self.data_shape))
+        iteration = tf.convert_to_tensor(self.optimizer.iterations)
+        sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Stream.DENSITY_LEVEL)
         loss, count = self.minimize(x, self.optimizer, sigma)
         update_mean(self.loss_tracker, loss, count)
         return {"loss": self.loss_tracker.result()}
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x = as_batch(data, self.data_shape)
+        x = self.inside(as_batch(data, self.data_shape))
         # The rows counted so far number the batch, and are back at 0 for each evaluation.
         done = tf.cast(self.loss_tracker.count, tf.int64)
         epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
-        loss = self.row_losses(x, epsilon, tf.constant(self.noise.sigma, tf.float32))
+        if isinstance(self.noise, LogUniform):
+            sigma = self.noise.draw(tf.shape(x)[0], self.seed, done, Stream.EVALUATION_LEVEL)
+        else:
+            sigma = tf.constant(self.noise.sigma, tf.float32)
+        loss = self.row_losses(x, epsilon, sigma)
         update_mean(self.loss_tracker, tf.reduce_sum(loss), tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
+
+    def fit(self, x: Any, **kwargs: Any) -> keras.callbacks.History:
+        self.partition = None
+        return super().fit(x, **kwargs)
+
+    fit.__doc__ = Trainer.fit.__doc__
 
     @property
     def metrics(self) -> list:
         return [self.loss_tracker]
 
-    def log_density(self, x: Any) -> tf.Tensor:
-        """Unnormalised log-density s(x) = log(p * N(0, sigma**2 I))(x) + C.
+    def log_partition(
+        self,
+        data: Any,
+        method: str | None = None,
+        *,
+        sigma: float | None = None,
+        samples: int | None = None,
+        moves: int = 5,
+        seed: int = 0,
+    ) -> LogPartition:
+        """Estimate log Z, store it in ``partition`` and so normalise ``log_density``.
 
-        C is one unknown constant of this model: differences between points mean
-        something, a single value or another model's does not.
+        Args:
+            data: array of shape (rows, *data_shape), better not the training data.
+            method: "ladder" (needs ``LogUniform`` noise, and is then the default), "importance"
+                (the default otherwise) or "annealed"; see ``tfdde.partition``.
+            sigma: noise level, by default the one that the density is read at.
+            samples: at each level; by default 5,000, for importance sampling 50,000.
+            moves: Hamiltonian moves at each level of "ladder" and "annealed".
+            seed: of the samples.
+
+        Returns:
+            The estimate with its error.  A ``UserWarning`` says so if it can't be trusted.
+
+        Raises:
+            ValueError: wrong data or unknown method, or the noise does not suit the method.
+        """
+        rows = check_pixels(check_rows(data, "data", self.data_shape), "data")
+        rows = self.inside(tf.constant(rows)).numpy()
+        found = partition.estimate(self.at, rows, self.noise, method, sigma, samples, moves, seed)
+        if not found.trusted:
+            warnings.warn(
+                f"This estimate can't be trusted, so `log_density` stays unnormalised: {found}. "
+                'Try method="annealed", or train with tfdde.LogUniform noise and use the ladder.',
+                UserWarning,
+                stacklevel=2,
+            )
+        self.partition = found
+        return found
+
+    @property
+    def normalized(self) -> bool:
+        """Whether ``log_density`` at its default sigma has a trusted log Z to subtract."""
+        return self._normalizer(self.noise.sigma) is not None
+
+    def _normalizer(self, sigma: float) -> float | None:
+        """A trusted log Z at this level, or None."""
+        found = self.partition
+        return found.value if found and found.trusted and found.sigma == sigma else None
+
+    def log_density(
+        self, x: Any, sigma: float | None = None, *, normalized: bool | None = None
+    ) -> tf.Tensor:
+        """log(p * N(0, sigma**2 I))(x), with a ``normalization`` in the data's own units.
+
+        Until ``log_partition`` has found a trusted log Z for this sigma it is unnormalised, up
+        to one unknown constant of this model: differences between points mean something, a
+        single value or another model's does not.
 
         Args:
             x: array or tensor, shape (rows, *data_shape).
+            sigma: noise level; by default, and without ``LogUniform`` noise always, the one
+                that the density is read at.
+            normalized: True: refuse without a trusted log Z.  False: s itself.  By default
+                normalised if that is possible, otherwise s with an ``UnnormalizedWarning``.
 
         Returns:
             float32 tensor, shape (rows,), in nats.
 
         Raises:
-            ValueError: wrong rank or width, NaN or infinity, unscaled pixels.
+            ValueError: wrong rank or width, NaN or infinity, unscaled pixels, a sigma that was
+                not trained, or no trusted log Z where one was asked for.
         """
-        return self._log_density(self._rows(x))
+        rows, level = self._rows(x), check_level(self.noise, sigma)
+        log_z = None if normalized is False else self._normalizer(level)
+        if log_z is None and normalized is not False:
+            message = (
+                f"This log-density is unnormalised: no trusted log Z at sigma = {level:g}. "
+                "Call `log_partition(data)` first, or ask for s itself by `normalized=False`."
+            )
+            if normalized:
+                raise ValueError(message)
+            warnings.warn(message, UnnormalizedWarning, stacklevel=2)
+        s = self._log_density(rows, tf.constant(level, tf.float32))
+        return s if log_z is None else s - tf.constant(log_z, tf.float32)
 
-    def score(self, x: Any) -> tf.Tensor:
+    def score(self, x: Any, sigma: float | None = None) -> tf.Tensor:
         """Gradient of the log-density at each row, in nats per unit of x.
 
         Args and errors as for ``log_density``.
@@ -204,7 +372,32 @@ class DDE(Trainer):
         Returns:
             float32 tensor, shape of ``x``.
         """
-        return self._score(self._rows(x))
+        level = tf.constant(check_level(self.noise, sigma), tf.float32)
+        return self._score(self._rows(x), level)
+
+    def anomaly_score(self, x: Any) -> tf.Tensor:
+        """-log-density, the higher the stranger; up to a constant if there is no trusted log Z.
+
+        Args and errors as for ``log_density``.
+
+        Returns:
+            float32 tensor, shape (rows,), in nats.
+        """
+        return -self.log_density(x, normalized=self.normalized)
+
+    def anomaly_threshold(self, x: Any, contamination: float = 0.1) -> float:
+        """The anomaly score that a share ``contamination`` of the rows ``x`` exceeds.
+
+        Args:
+            x: array of normal and abnormal rows as they come, shape (rows, *data_shape).
+            contamination: share of abnormal rows, in (0, 0.5], as in scikit-learn.
+
+        Raises:
+            ValueError: as ``log_density``, or a share outside (0, 0.5].
+        """
+        if not 0 < contamination <= 0.5:
+            raise ValueError(f"`contamination` must be in (0, 0.5], got {contamination!r}.")
+        return float(np.quantile(self.anomaly_score(x).numpy(), 1.0 - contamination))
 
     def _rows(self, x: Any) -> tf.Tensor:
         rows = to_rows(x, "x", self.data_shape)
@@ -213,19 +406,22 @@ class DDE(Trainer):
         return rows
 
     @tf.function(reduce_retracing=True)
-    def _log_density(self, x: tf.Tensor) -> tf.Tensor:
-        return self(x)
+    def _log_density(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        return self._outside(x, sigma)
 
     @tf.function(reduce_retracing=True)
-    def _score(self, x: tf.Tensor) -> tf.Tensor:
-        return score_of(self, x)
+    def _score(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        return score_of(lambda y: self._outside(y, sigma), x)
 
     def get_config(self) -> dict[str, Any]:
         return {
             "network": keras.saving.serialize_keras_object(self.network),
             "noise": keras.saving.serialize_keras_object(self.noise),
             "base": keras.saving.serialize_keras_object(self.base),
+            "normalization": keras.saving.serialize_keras_object(self.normalization),
             "antithetic": self.antithetic,
+            "time_weight": self.time_weight,
+            "partition": keras.saving.serialize_keras_object(self.partition),
             "seed": self.seed,
             "name": self.name,
         }
@@ -233,9 +429,12 @@ class DDE(Trainer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DDE:
         config = dict(config)
-        for name in ("network", "noise", "base"):
+        for name in ("network", "noise", "base", "normalization", "partition"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)
+        found = config.pop("partition")
+        dde = cls(**config)
+        dde.partition = found
+        return dde
 
     def get_compile_config(self) -> dict[str, Any] | None:
         return self._compile_config if self.compiled else None

@@ -11,6 +11,8 @@ import tensorflow as tf
 from tfdde import random
 from tfdde.checks import check_integer
 from tfdde.density import DDE
+from tfdde.losses import per_row
+from tfdde.noise import LogUniform
 from tfdde.random import Stream
 from tfdde.training import Trainer, as_batch, global_count, to_rows, update_mean
 
@@ -82,11 +84,17 @@ class Generator(Trainer):
                     f"`{name}` must take rows of the generator's shape {self.data_shape}, "
                     f"got {dde.data_shape}."
                 )
-        if data_dde.noise.sigma != generated_dde.noise.sigma:
+            if dde.normalization is not None:
+                raise ValueError(
+                    f"`{name}` must have no `normalization`: a generator makes rows in the units "
+                    "that its densities see; standardise the data beforehand."
+                )
+        if data_dde.noise.levels != generated_dde.noise.levels:
             raise ValueError(
-                "`data_dde` and `generated_dde` must have the same noise level, got sigma "
-                f"{data_dde.noise.sigma} and {generated_dde.noise.sigma}."
+                "`data_dde` and `generated_dde` must have the same noise level, or range of "
+                f"levels, got {data_dde.noise!r} and {generated_dde.noise!r}."
             )
+        self.level_power = 1.0
         self.generator = generator
         self.data_dde = data_dde
         self.generated_dde = generated_dde
@@ -148,25 +156,35 @@ class Generator(Trainer):
     def _latent(self, count: Any, iteration: Any, stream: Stream) -> tf.Tensor:
         return random.normal((count, self.latent_dim), self.seed, iteration, stream)
 
+    def _level(self, rows: tf.Tensor, draws: Any, stream: Stream) -> tf.Tensor:
+        """Sigma of the rows: a level each with ``LogUniform`` noise, otherwise one for all."""
+        noise = self.data_dde.noise
+        if isinstance(noise, LogUniform):
+            return noise.draw(rows, self.seed, draws, stream)
+        if self.data_optimizer is None:  # a frozen s_p knows its final level only
+            return tf.constant(noise.sigma, tf.float32)
+        return noise.at(tf.convert_to_tensor(self.optimizer.iterations))
+
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         x = as_batch(data, self.data_shape)
         rows = tf.shape(x)[0]
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
-        if self.data_optimizer is None:
-            sigma = tf.constant(self.data_dde.noise.sigma, tf.float32)
-        else:
-            sigma = self.data_dde.noise.at(iteration)
+        # Unrolled: `apply_gradients` may not stand in a tf.while_loop under a strategy.
+        if self.data_optimizer is not None:
             for _ in range(self.data_steps):
+                sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
                 loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma)
                 update_mean(self.data_loss_tracker, loss, count)
-        # Unrolled: `apply_gradients` may not stand in a tf.while_loop under a strategy.
         for _ in range(self.dde_steps):
-            z = self._latent(rows, self.dde_optimizer.iterations, Stream.LATENT_DENSITY)
+            done = self.dde_optimizer.iterations
+            z = self._latent(rows, done, Stream.LATENT_DENSITY)
+            sigma = self._level(rows, done, Stream.GENERATED_LEVEL)
             loss, count = self.generated_dde.minimize(self.generator(z), self.dde_optimizer, sigma)
             update_mean(self.dde_loss_tracker, loss, count)
         count, total = global_count(x)
         z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
         epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)
+        sigma = self._level(rows, iteration, Stream.GENERATOR_LEVEL)
         loss, gradients = self._descend(z, epsilon, sigma, total)
         self.optimizer.apply_gradients(
             zip(gradients, self.generator.trainable_variables, strict=True)
@@ -185,9 +203,15 @@ class Generator(Trainer):
         return loss, tape.gradient(scaled, variables)
 
     def _divergence(self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """s_q - s_p at g(z) + eta, in nats up to a constant, shape (batch,)."""
-        y = self.generator(z) + sigma * epsilon
-        return self.generated_dde.at(y, sigma) - self.data_dde.at(y, sigma)
+        """w(sigma) (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
+        x = self.generator(z)
+        y = x + per_row(sigma, x) * epsilon
+        difference = self.generated_dde.at(y, sigma) - self.data_dde.at(y, sigma)
+        noise = self.data_dde.noise
+        if not isinstance(noise, LogUniform):
+            return difference
+        # The scores differ by something like 1 / sigma: so every level pulls alike.
+        return tf.pow(sigma / noise.minimum, self.level_power) * difference
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Mean of s_q - s_p on fresh samples, as many as the batch has rows."""
@@ -195,7 +219,10 @@ class Generator(Trainer):
         done = tf.cast(self.loss_tracker.count, tf.int64)
         z = self._latent(tf.shape(x)[0], done, Stream.SAMPLE)
         epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
-        sigma = tf.constant(self.data_dde.noise.sigma, tf.float32)
+        noise = self.data_dde.noise
+        sigma = tf.constant(noise.sigma, tf.float32)
+        if isinstance(noise, LogUniform):
+            sigma = noise.draw(tf.shape(x)[0], self.seed, done, Stream.EVALUATION_LEVEL)
         loss = tf.reduce_sum(self._divergence(z, epsilon, sigma))
         update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}

@@ -30,6 +30,11 @@ def score_of(log_density: Function, x: tf.Tensor) -> tf.Tensor:
     return tape.gradient(value, x)
 
 
+def per_row(sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Sigma, a scalar or one level a row, in a shape that multiplies rows of ``x``."""
+    return sigma if sigma.shape.rank == 0 else tf.reshape(sigma, (-1,) + (1,) * (len(x.shape) - 1))
+
+
 def _mean_square(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(x), axis=tuple(range(1, len(x.shape))))
 
@@ -41,7 +46,7 @@ def dae_loss(
 
     Its optimum obeys eq. 2: (r(x) - x) / sigma**2 is the score of p * N(0, sigma**2 I).
     """
-    return _mean_square(autoencoder(x + sigma * epsilon) - x)
+    return _mean_square(autoencoder(x + per_row(sigma, x) * epsilon) - x)
 
 
 def vector_field_loss(
@@ -51,6 +56,7 @@ def vector_field_loss(
 
     Its optimum is the score of p * N(0, sigma**2 I) (eq. 4).
     """
+    sigma = per_row(sigma, x)
     return _mean_square(sigma * field(x + sigma * epsilon) + epsilon)
 
 
@@ -62,3 +68,37 @@ def dde_loss(
     Its optimum is s = log(p * N(0, sigma**2 I)) + C (eq. 11).
     """
     return vector_field_loss(lambda y: score_of(log_density, y), x, epsilon, sigma)
+
+
+def joint_loss(
+    log_density: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    epsilon: tf.Tensor,
+    sigma: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Eq. 10 and time-score matching of s(x, sigma), from one gradient.
+
+    The second is (ds/dlog(sigma) - (||epsilon||**2 - n))**2 / 2n, whose optimum is
+    s(x, sigma) = log(p * N(0, sigma**2 I))(x) + C with one C for all sigma: what the score at
+    one sigma cannot tell, the weights of modes that lie apart, follows from larger ones
+    (Guth, Kadkhodaie & Simoncelli 2025, with t = sigma**2; 1 means "knows nothing" here too).
+
+    Args:
+        log_density: s(x, sigma), one value for each row.
+        x: data, shape (batch, *shape).
+        epsilon: standard normal noise of the same shape.
+        sigma: noise levels, shape (batch,).
+
+    Returns:
+        The two losses of each row, shape (batch,).
+    """
+    log_sigma = tf.math.log(sigma)
+    width = per_row(sigma, x)
+    y = x + width * epsilon
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([y, log_sigma])
+        s = log_density(y, tf.exp(log_sigma))
+    score, slope = tape.gradient(s, [y, log_sigma])
+    n = float(x.shape[1:].num_elements())
+    square = tf.reduce_sum(tf.square(epsilon), axis=tuple(range(1, len(x.shape))))
+    return _mean_square(width * score + epsilon), tf.square(slope - (square - n)) / (2 * n)

@@ -18,6 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdde.checks import check_integer
+
 Shape = int | tuple[int, ...]
 
 
@@ -75,16 +77,15 @@ def _check_shape(value: Any, name: str) -> tuple[int, ...]:
     return shape
 
 
-def _check_size(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-    return int(value)
-
-
-def _flat_input(input_shape: Shape) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+def _flat_input(input_shape: Shape, levels: bool) -> tuple[Any, keras.KerasTensor]:
+    """The model's inputs, and all of them as one flat tensor."""
     shape = _check_shape(input_shape, "input_shape")
     x = keras.Input(shape, name="x")
-    return x, x if len(shape) == 1 else keras.layers.Flatten()(x)
+    flat = x if len(shape) == 1 else keras.layers.Flatten()(x)
+    if not levels:
+        return x, flat
+    level = keras.Input((1,), name="level")
+    return [x, level], Concat()([flat, level])
 
 
 def _output(h: keras.KerasTensor, output_shape: Shape | None, activation: Any) -> Any:
@@ -103,6 +104,7 @@ def residual_mlp(
     output_shape: Shape | None = None,
     activation: Any = softplus,
     output_activation: Any = None,
+    levels: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Residual MLP: a linear layer to ``width``, ``depth`` times h + f(Wh + b), a linear output.
@@ -118,6 +120,8 @@ def residual_mlp(
             bias; otherwise the shape of one output, as for a vector field or a generator.
         activation: of the hidden layers (the paper: Softplus).
         output_activation: of the output layer.
+        levels: give the model a second input ``level`` (batch, 1) for the noise level, as
+            ``LogUniform`` needs it.
         name: the model's name.
 
     Returns:
@@ -126,8 +130,8 @@ def residual_mlp(
     Raises:
         ValueError: a shape or size is not a positive integer.
     """
-    width, depth = _check_size(width, "width"), _check_size(depth, "depth")
-    x, h = _flat_input(input_shape)
+    width, depth = check_integer(width, "width"), check_integer(depth, "depth")
+    x, h = _flat_input(input_shape, levels)
     # Directions and offsets spread the kinks over a few units around the origin, and branches
     # of variance 1 / depth keep the sum's scale: from Glorot's initialisation 25 layers learn
     # next to nothing in 1,500 steps (KL 0.25 against 0.002 nats on the checkerboard).
@@ -149,6 +153,7 @@ def dense_block(
     output_shape: Shape | None = None,
     activation: Any = softplus,
     output_activation: Any = None,
+    levels: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Dense block: ``depth`` fully connected layers, each fed with all that came before it.
@@ -158,8 +163,8 @@ def dense_block(
 
     Args, returns and errors are those of ``residual_mlp``.
     """
-    width, depth = _check_size(width, "width"), _check_size(depth, "depth")
-    x, h = _flat_input(input_shape)
+    width, depth = check_integer(width, "width"), check_integer(depth, "depth")
+    x, h = _flat_input(input_shape, levels)
     for _ in range(depth):
         new = keras.layers.Dense(width, activation=activation)(h)
         h = Concat()([h, new])
@@ -204,3 +209,27 @@ def start_at_principal_components(network: keras.Model, x: Any) -> None:
     kernel *= 0.1
     kernel[:latents] = components / np.maximum(mean * (1 - mean), 0.05)
     output.set_weights([kernel, np.log(mean / (1 - mean))])
+
+
+def check_scalar(network: Any, levels: bool) -> tuple[int, ...]:
+    """The shape of one row that a scalar network takes, or ValueError."""
+    if not isinstance(network, keras.Model) or not network.built:
+        raise ValueError(f"`network` must be a built keras.Model, got {network!r}.")
+    if network.output_shape != (None, 1):
+        raise ValueError(
+            "`network` must map a batch to one scalar a row, output shape (None, 1), "
+            f"got {network.output_shape}."
+        )
+    shapes = network.input_shape
+    several = isinstance(shapes, list)
+    if levels and not (several and len(shapes) == 2 and shapes[1] == (None, 1)):
+        raise ValueError(
+            "`network` must have two inputs with LogUniform noise, x and level of shape "
+            f"(None, 1), got {shapes}; tfdde.networks make them with levels=True."
+        )
+    if several and not levels:
+        raise ValueError(
+            f"`network` must have one input x with noise of one level, got {shapes}; networks "
+            "of two, made with levels=True, are for tfdde.LogUniform."
+        )
+    return tuple(shapes[0][1:] if levels else shapes[1:])

@@ -1,8 +1,9 @@
 """Where a training step takes its noise level sigma from.
 
 ``Constant`` is the paper's setting; ``Decay`` moves the one level down while
-training runs (the paper's tabular experiments).  A noise object answers two
-questions: which sigma does iteration ``k`` use (``at``), and at which sigma is
+training runs (the paper's tabular experiments); ``LogUniform`` gives every row its own
+level, for a density s(x, sigma) of all levels at once.  A noise object answers two
+questions: which sigma do the rows of an iteration use (``draw``), and at which sigma is
 the finished density to be read (``sigma``).
 """
 
@@ -15,6 +16,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdde import random
+from tfdde.random import Stream
+
 
 def check_sigma(value: Any, name: str = "sigma") -> float:
     """Return ``value`` as a float, or raise ValueError unless it is finite and > 0."""
@@ -23,6 +27,18 @@ def check_sigma(value: Any, name: str = "sigma") -> float:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}.")
     return float(value)
+
+
+def check_level(noise: Noise, sigma: float | None) -> float:
+    """The level that a density is to be read at: by default ``noise.sigma``, or ValueError."""
+    sigma = noise.sigma if sigma is None else check_sigma(sigma)
+    low, high = noise.levels
+    if not low <= sigma <= high:
+        trained = str(low) if low == high else f"in [{low}, {high}]"
+        raise ValueError(
+            f"`sigma` must be {trained}, where this density was trained ({noise!r}), got {sigma}."
+        )
+    return sigma
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
@@ -39,10 +55,20 @@ class Constant:
     def __init__(self, sigma: float):
         self.sigma = check_sigma(sigma)
 
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The lowest and the highest level that the finished density can be read at."""
+        return self.sigma, self.sigma
+
     def at(self, iteration: tf.Tensor) -> tf.Tensor:
         """Sigma at training iteration ``iteration``: a float32 scalar."""
         del iteration
         return tf.constant(self.sigma, tf.float32)
+
+    def draw(self, rows: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+        """Sigma of all rows at training iteration ``iteration``: a float32 scalar."""
+        del rows, seed, stream
+        return self.at(iteration)
 
     def get_config(self) -> dict[str, Any]:
         return {"sigma": self.sigma}
@@ -93,12 +119,22 @@ class Decay:
         """The level of the finished density."""
         return self.final
 
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The lowest and the highest level that the finished density can be read at."""
+        return self.final, self.final
+
     def at(self, iteration: tf.Tensor) -> tf.Tensor:
         """Sigma at training iteration ``iteration``: a float32 scalar."""
         power = tf.cast(iteration // self.decay_steps, tf.float32)
         # In logarithms: rate**power overflows float32 for a long training.
         log_sigma = math.log(self.initial) - power * math.log(self.rate)
         return tf.exp(tf.maximum(log_sigma, math.log(self.final)))
+
+    def draw(self, rows: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+        """Sigma of all rows at training iteration ``iteration``: a float32 scalar."""
+        del rows, seed, stream
+        return self.at(iteration)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -119,4 +155,64 @@ class Decay:
         )
 
 
-Noise = Constant | Decay
+@keras.saving.register_keras_serializable(package="tfdde")
+class LogUniform:
+    """A noise level for each row, log-uniform between two: for s(x, sigma) at every level.
+
+    The levels of a batch are spread evenly, from a random start.  The density is read at
+    ``minimum`` unless another level is asked for; ``maximum`` should be well above the data's
+    own scale, so that data so blurred are nearly Gaussian.
+
+    Args:
+        minimum: the lowest sigma, in the units of the data (standardised, if they are).
+        maximum: the highest, > ``minimum``.
+
+    Raises:
+        ValueError: a level is not > 0, or ``maximum`` <= ``minimum``.
+    """
+
+    def __init__(self, minimum: float, maximum: float):
+        self.minimum = check_sigma(minimum, "minimum")
+        self.maximum = check_sigma(maximum, "maximum")
+        if self.maximum <= self.minimum:
+            raise ValueError(f"`maximum` must exceed `minimum` ({self.minimum}), got {maximum}.")
+
+    @property
+    def sigma(self) -> float:
+        """The level that the density is read at by default."""
+        return self.minimum
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The lowest and the highest level that the density can be read at."""
+        return self.minimum, self.maximum
+
+    def draw(self, rows: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+        """Sigma of each of ``rows`` rows, float32 (rows,)."""
+        start = random.uniform((), seed, iteration, stream)
+        share = tf.cast(tf.range(rows), tf.float32) / tf.cast(rows, tf.float32)
+        # Modulo 1, a row's place in the batch says nothing of its level.
+        return self.at_share(tf.math.floormod(share + start, 1.0))
+
+    def at_share(self, share: tf.Tensor) -> tf.Tensor:
+        """Sigma at a share of the way from ``minimum`` (0) to ``maximum`` (1), in logarithms."""
+        low, high = math.log(self.minimum), math.log(self.maximum)
+        return tf.exp(low + (high - low) * share)
+
+    def place(self, sigma: tf.Tensor) -> tf.Tensor:
+        """Where sigma is between ``minimum`` (-1) and ``maximum`` (1), in logarithms."""
+        low, high = math.log(self.minimum), math.log(self.maximum)
+        return (2.0 * tf.math.log(sigma) - (low + high)) / (high - low)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"minimum": self.minimum, "maximum": self.maximum}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LogUniform:
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        return f"LogUniform(minimum={self.minimum}, maximum={self.maximum})"
+
+
+Noise = Constant | Decay | LogUniform

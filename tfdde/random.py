@@ -23,6 +23,11 @@ class Stream(enum.IntEnum):
     LATENT_GENERATOR = 4
     GENERATOR_NOISE = 5
     SAMPLE = 6
+    DENSITY_LEVEL = 7
+    EVALUATION_LEVEL = 8
+    GENERATOR_LEVEL = 9
+    PARTITION = 10
+    GENERATED_LEVEL = 11
 
 
 def check_seed(seed: Any) -> int:
@@ -53,3 +58,8 @@ def key(seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
 def normal(shape: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
     """Standard normal float32 numbers of ``shape`` for this iteration, replica and stream."""
     return tf.random.stateless_normal(shape, key(seed, iteration, stream))
+
+
+def uniform(shape: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+    """Float32 numbers in [0, 1) of ``shape`` for this iteration, replica and stream."""
+    return tf.random.stateless_uniform(shape, key(seed, iteration, stream))

@@ -7,8 +7,9 @@ Both artifacts have the same named signatures, for any number of rows, also none
     decode        z float32[rows, latent_dim] -> x float32[rows, *shape]
     sample        num int32[], seed int64[] (TFLite: int32[]) -> x float32[num, *shape]
 
-The last two are there if a generator is.  The log-density is unnormalised, as that
-of ``DDE.log_density``.  Inputs are not checked as Keras's are: NaN in gives NaN out.
+The last two are there if a generator is.  The log-density is normalised if the density has a
+trusted log Z, which the metadata tell with its error, and otherwise not.  Inputs are not
+checked as Keras's are: NaN in gives NaN out.
 An artifact is written beside its place, loaded again, compared with Keras, and put
 in place only if it agrees.
 """
@@ -222,7 +223,7 @@ def _functions(
         )
     rows = tf.TensorSpec((None, *density.data_shape), tf.float32, name="x")
     functions = {
-        "log_density": _traced(lambda x: {"log_density": density.log_density(x)}, rows),
+        "log_density": _traced(lambda x: {"log_density": _log_density(density, x)}, rows),
         "score": _traced(lambda x: {"score": density.score(x)}, rows),
     }
     if generator is not None:
@@ -239,6 +240,11 @@ def _functions(
             tf.TensorSpec((), seed_type, name="seed"),
         )
     return functions
+
+
+def _log_density(density: DDE, x: tf.Tensor) -> tf.Tensor:
+    """Normalised if it can be; the metadata say which."""
+    return density.log_density(x, normalized=density.normalized)
 
 
 def _save(
@@ -302,6 +308,7 @@ def _verify(
     so theirs near the data is given in nats too, as ``log_density_nats``.
     """
     errors: Errors = {}
+    scales: dict[str, float] = {}
 
     def compare(name: str, inputs: dict[str, Any], expected: Any) -> float:
         (output,) = call(name, inputs).values()
@@ -309,8 +316,9 @@ def _verify(
         if got.shape != want.shape:
             raise ExportError(f"`{name}` returns the shape {got.shape}, Keras {want.shape}.")
         difference = float(np.abs(got - want).max(initial=0.0))
-        largest = max(float(np.abs(want).max(initial=0.0)), 1e-30)
-        share = difference / largest
+        # The full set of rows comes first: the value of a single one may cancel to nearly 0.
+        scales[name] = max(float(np.abs(want).max(initial=1e-30)), scales.get(name, 0.0))
+        share = difference / scales[name]
         if not share <= BOUND:  # also NaN
             raise ExportError(
                 f"`{name}` of the artifact differs from Keras by {share:.1e} of the largest "
@@ -321,11 +329,11 @@ def _verify(
 
     with _exact_matmul():
         near, far = _points(density, generator)
-        nats = compare("log_density", {"x": near}, density.log_density(tf.constant(near)))
+        nats = compare("log_density", {"x": near}, _log_density(density, tf.constant(near)))
         for x in (near, far):
             for rows in (len(x), 1, 0):
                 inputs, tensor = {"x": x[:rows]}, tf.constant(x[:rows])
-                compare("log_density", inputs, density.log_density(tensor))
+                compare("log_density", inputs, _log_density(density, tensor))
                 compare("score", inputs, density.score(tensor))
         if generator is not None:
             z = np.random.default_rng(1).standard_normal((64, generator.latent_dim), np.float32)
@@ -377,7 +385,8 @@ def _write_metadata(path: Path, density: DDE, generator: Generator | None, error
         "sigma": density.noise.sigma,
         "input_shape": density.data_shape,
         "latent_dim": None if generator is None else generator.latent_dim,
-        "normalized": False,
+        "normalized": density.normalized,
+        "log_partition": density.partition and density.partition.get_config(),
         "errors": errors,
         "versions": {m.__name__: m.__version__ for m in (tfdde, tf, keras)},
     }

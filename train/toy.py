@@ -168,7 +168,7 @@ def main(argv=None):
     side, bounds = 200, (-4.5 - 4 * args.sigma, 4.5 + 4 * args.sigma)
     grid, cell = metrics.grid(*bounds, side)
     exact = datasets.toy_log_density(args.dataset, grid, args.sigma)
-    learned = density.log_density(grid).numpy()
+    learned = density.log_density(grid, normalized=False).numpy()
     divergence = metrics.grid_kl(exact, learned, cell)
     print(f"KL(exact || normalised DDE) = {divergence:.5f} nats")
     learned = learned - metrics.grid_log_partition(learned, cell)
