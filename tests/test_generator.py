@@ -70,6 +70,55 @@ def test_one_step_is_algorithm_1():
         np.testing.assert_array_equal(a, b)  # s_p is frozen
 
 
+def test_one_step_with_many_levels():
+    """Every row has its own sigma, another one in each update; the pull is weighed by sigma."""
+    noise = tfdde.LogUniform(0.2, 2.0)
+
+    def many():
+        s_p, s_q = (
+            tfdde.DDE(networks.residual_mlp(2, 16, 2, levels=True), noise, time_weight=0.0, seed=k)
+            for k in (1, 2)
+        )
+        g = networks.residual_mlp(LATENT, 16, 2, output_shape=2)
+        return tfdde.Generator(g, s_p, s_q, LATENT, dde_steps=1, seed=3)
+
+    model, again = many(), many()
+    model.compile(keras.optimizers.SGD(0.05), dde_optimizer=keras.optimizers.SGD(0.1))
+    for a, b in zip(again.weights, model.weights, strict=True):
+        a.assign(b)
+    g, s_p, s_q, rows = again.generator, again.data_dde, again.generated_dde, 8
+    y = g(random.normal((rows, LATENT), 3, 0, Stream.LATENT_DENSITY))
+    epsilon = random.normal((rows, 2), 2, 0, Stream.DENSITY_NOISE)
+    sigma = noise.draw(rows, 3, 0, Stream.GENERATED_LEVEL)
+    with tf.GradientTape() as outer:
+        noisy = y + sigma[:, None] * epsilon
+        with tf.GradientTape() as inner:
+            inner.watch(noisy)
+            s = s_q.at(noisy, sigma)
+        residual = sigma[:, None] * inner.gradient(s, noisy) + epsilon
+        loss = tf.reduce_mean(tf.reduce_sum(residual**2, 1)) / 2
+    v = s_q.network.trainable_variables
+    for w, d in zip(v, outer.gradient(loss, v), strict=True):
+        w.assign_sub(0.1 * d)
+    z = random.normal((rows, LATENT), 3, 0, Stream.LATENT_GENERATOR)
+    epsilon = random.normal((rows, 2), 3, 0, Stream.GENERATOR_NOISE)
+    sigma = noise.draw(rows, 3, 0, Stream.GENERATOR_LEVEL)
+    assert len(set(sigma.numpy())) == rows
+    with tf.GradientTape() as tape:
+        y = g(z) + sigma[:, None] * epsilon
+        kl = tf.reduce_mean(sigma / 0.2 * (s_q.at(y, sigma) - s_p.at(y, sigma)))
+    v = g.trainable_variables
+    for w, d in zip(v, tape.gradient(kl, v), strict=True):
+        w.assign_sub(0.05 * d)
+
+    history = model.fit(data(rows), batch_size=rows, verbose=0).history
+    np.testing.assert_allclose(history["loss"], [kl], rtol=1e-4, atol=1e-5)
+    for mine, theirs in ((g, model.generator), (s_q.network, model.generated_dde.network)):
+        for a, b in zip(mine.weights, theirs.weights, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5)
+    assert model.evaluate(data(64), verbose=0) == model.evaluate(data(64), verbose=0)
+
+
 def test_generator_gradient_descends_the_kl_of_gaussians():
     """With exact s_p and s_q the gradient is that of KL(q~ || p~), in closed form for Gaussians."""
     model = tfdde.Generator(

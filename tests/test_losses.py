@@ -115,3 +115,41 @@ def test_eq_11_exact_log_density_minimises_the_dde_loss(draws):
         worse = losses.dde_loss(lambda y, u=potential: exact(y) + u(y), x, epsilon, sigma).numpy()
         slope = worse - best - SIGMA**2 / 2 * np.sum(h**2, axis=1)
         assert abs(slope.mean()) < 4 * slope.std() / np.sqrt(len(slope))
+
+
+def test_time_score_of_exact_mixtures(draws):
+    """d log p~ / d log(sigma) is the mean of ||epsilon||**2 - n given y (Guth et al. 2025)."""
+    mixture, x, epsilon = draws
+    sigma = tf.fill((x.shape[0],), tf.constant(SIGMA, tf.float64))
+    means, variances = tf.constant(mixture.means), tf.constant(mixture.variances)
+
+    def s(y, levels):
+        v = variances + levels[:, None] ** 2
+        square = tf.reduce_sum((y[:, None, :] - means) ** 2, axis=-1)
+        parts = tf.constant(np.log(mixture.weights)) - square / (2 * v) - tf.math.log(2 * np.pi * v)
+        return tf.reduce_logsumexp(parts, axis=1)
+
+    def wrong(y, levels):
+        return s(y, levels) + 0.3 * tf.math.log(levels) + 0.1 * tf.sin(y[:, 0])
+
+    space, time = losses.joint_loss(s, x, epsilon, sigma)
+    one_level = losses.dde_loss(lambda y: s(y, sigma), x, epsilon, tf.constant(SIGMA, tf.float64))
+    np.testing.assert_allclose(space, one_level, rtol=1e-9)
+    space_of_wrong, time_of_wrong = losses.joint_loss(wrong, x, epsilon, sigma)
+    # At the optimum the excess of another s is the square of its difference, here of 0.3 in
+    # d / dlog(sigma) and 0.1 cos(y) in the score, and nothing else.
+    excess = time_of_wrong - time
+    error = 4 * np.std(excess) / np.sqrt(len(excess))
+    np.testing.assert_allclose(np.mean(excess), 0.3**2 / 4, atol=error)
+    y = x + SIGMA * epsilon
+    expected = np.mean(SIGMA**2 * (0.1 * np.cos(y[:, 0])) ** 2) / 2
+    excess = space_of_wrong - space
+    error = 4 * np.std(excess) / np.sqrt(len(excess))
+    np.testing.assert_allclose(np.mean(excess), expected, atol=error)
+    # And the mean of the regression's target is the derivative, against finite differences.
+    h = 1e-4
+    up, down = (mixture.log_density(y.numpy(), SIGMA * np.exp(d)) for d in (h, -h))
+    residual = (up - down) / (2 * h) - (np.square(epsilon).sum(1) - 2)
+    for test in (np.ones(len(y)), np.sin(y[:, 0]), np.cos(2 * y[:, 1])):
+        product = residual * test
+        assert abs(product.mean()) < 4 * product.std() / np.sqrt(len(product))

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal, norm
 
 import tfdde
@@ -82,6 +83,43 @@ def test_softplus_with_both_derivatives_against_numpy():
     np.testing.assert_allclose(y, np.logaddexp(0.0, x), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(first, sigmoid, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(second, sigmoid * np.exp(-np.logaddexp(0.0, x)), atol=1e-12)
+
+
+def test_product_of_mixtures_with_both_derivatives_against_numpy():
+    rng = np.random.default_rng(0)
+    u = np.concatenate([rng.standard_normal((5, 12)) * 3, np.full((1, 12), 800.0)])
+    layer = networks.ProductOfMixtures(3, dtype="float64")
+    t, direction = tf.constant(u), tf.constant(rng.standard_normal(u.shape))
+    with tf.GradientTape() as outer:
+        outer.watch(t)
+        with tf.GradientTape() as inner:
+            inner.watch(t)
+            s = layer(t)
+        first = inner.gradient(s, t)
+        along = tf.reduce_sum(first * direction)
+    second = outer.gradient(along, t)
+    groups = u.reshape(6, 3, 4)
+    expected = (logsumexp(groups, axis=-1) - np.log(4)).sum(1, keepdims=True)
+    np.testing.assert_allclose(s, expected, rtol=1e-12)
+    p = softmax(groups, axis=-1)
+    np.testing.assert_allclose(first, p.reshape(6, 12), rtol=1e-12)
+    v = direction.numpy().reshape(6, 3, 4)
+    hessian_v = p * (v - (p * v).sum(-1, keepdims=True))
+    np.testing.assert_allclose(second, hessian_v.reshape(6, 12), atol=1e-12)
+
+
+def test_network_of_mixtures_with_a_level(tmp_path):
+    model = networks.residual_mlp(3, 8, 2, levels=True, experts=2, components=5)
+    assert model.output_shape == (None, 1) and model.input_shape == [(None, 3), (None, 1)]
+    inputs = [np.ones((4, 3), "f4"), np.linspace(-1, 1, 4, dtype="f4")[:, None]]
+    assert len(set(model(inputs).numpy().ravel())) == 4  # the level counts
+    model.save(tmp_path / "net.keras")
+    again = keras.saving.load_model(tmp_path / "net.keras")
+    np.testing.assert_array_equal(again(inputs), model(inputs))
+    for arguments in ({"experts": -1}, {"components": 0}):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer"):
+            networks.residual_mlp(3, **arguments)
 
 
 @pytest.mark.parametrize("build", BUILDERS)

@@ -2,8 +2,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.stats import kstest
 
 import tfdde
+from tfdde.random import Stream
 
 
 def test_constant_is_constant():
@@ -21,7 +23,43 @@ def test_decay_follows_the_papers_schedule():
     np.testing.assert_allclose(noise.at(tf.constant(10**9, tf.int64)), 0.05, rtol=1e-6)
 
 
-@pytest.mark.parametrize("noise", [tfdde.Constant(0.3), tfdde.Decay(2.0, 0.5, 7, 1.3)])
+def test_levels_of_a_batch_are_log_uniform_and_stratified():
+    noise = tfdde.LogUniform(0.1, 8.0)
+    batches = [noise.draw(64, 5, k, Stream.DENSITY_LEVEL).numpy() for k in range(2000)]
+    share = np.log(np.array(batches) / 0.1) / np.log(80.0)
+    assert share.min() >= -1e-6 and share.max() <= 1 + 1e-6
+    # One level in each of 64 equal parts of the range, from a start that is uniform too.
+    np.testing.assert_allclose(np.diff(np.sort(share, axis=1), axis=1), 1 / 64, atol=1e-5)
+    assert kstest(share.ravel(), "uniform").pvalue > 0.01
+    # A row's place in the batch says nothing of its level.
+    assert kstest(share[:, 0], "uniform").pvalue > 0.01
+    np.testing.assert_array_equal(batches[3], noise.draw(64, 5, 3, Stream.DENSITY_LEVEL))
+    assert not np.array_equal(batches[3], noise.draw(64, 6, 3, Stream.DENSITY_LEVEL))
+
+
+def test_place_runs_from_minus_one_to_one():
+    noise = tfdde.LogUniform(0.1, 10.0)
+    places = noise.place(tf.constant([0.1, 1.0, 10.0]))
+    np.testing.assert_allclose(places, [-1, 0, 1], atol=1e-6)
+    assert noise.sigma == 0.1 and noise.levels == (0.1, 10.0)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0.0, 1.0), "`minimum` must be a finite number > 0"),
+        ((0.1, float("inf")), "`maximum` must be a finite number > 0"),
+        ((0.5, 0.5), r"`maximum` must exceed `minimum` \(0.5\), got 0.5"),
+    ],
+)
+def test_bad_ranges_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tfdde.LogUniform(*arguments)
+
+
+@pytest.mark.parametrize(
+    "noise", [tfdde.Constant(0.3), tfdde.Decay(2.0, 0.5, 7, 1.3), tfdde.LogUniform(0.1, 4.0)]
+)
 def test_round_trip_of_the_config(noise):
     config = keras.saving.serialize_keras_object(noise)
     again = keras.saving.deserialize_keras_object(config)

@@ -295,7 +295,8 @@ class DDE(Trainer):
             method: "ladder" (needs ``LogUniform`` noise, and is then the default), "importance"
                 (the default otherwise) or "annealed"; see ``tfdde.partition``.
             sigma: noise level, by default the one that the density is read at.
-            samples: at each level; by default 5,000, for importance sampling 50,000.
+            samples: at each level; by default 10,000 for the ladder, 50,000 for importance
+                sampling, 5,000 each way for annealing.
             moves: Hamiltonian moves at each level of "ladder" and "annealed".
             seed: of the samples.
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 LogDensity = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-TRUSTED_SAMPLES = 100  # the least effective sample size that an estimate is believed with
+TRUSTED_SAMPLES = 200  # the least effective sample size that an estimate is believed with
 TRUSTED_ERROR = 1.0  # nats, the largest standard error that it is believed with
 QUANTILE = 1.96  # of the standard normal: intervals are of 95 %
 CHUNK = 5_000  # rows of one evaluation of s

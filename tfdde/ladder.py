@@ -50,6 +50,8 @@ def bridge(
     r = brentq(imbalance, both.min() - 50, both.max() + 50, xtol=1e-10)
     at0, at1 = terms(r)
     mean0, mean1 = at0.mean(), at1.mean()
+    if not (mean0 > 0 and mean1 > 0):  # no overlap at all
+        return r, np.full(n0, np.nan), np.full(n1, np.nan), 0.0
     # What two samples that hardly overlap are worth: few large terms, and a small mean.
     size = min(
         at0.sum() ** 2 / np.square(at0).sum(),
@@ -104,7 +106,7 @@ def ladder(
     log_density: LogDensity,
     data: np.ndarray,
     sigmas: Sequence[float] | np.ndarray,
-    samples: int = 5_000,
+    samples: int = 10_000,
     moves: int = 0,
     seed: int = 0,
 ) -> list[LogPartition]:

@@ -66,6 +66,46 @@ class Concat(keras.layers.Layer):
         return (*input_shape[0][:-1], sum(shape[-1] for shape in input_shape))
 
 
+@keras.saving.register_keras_serializable(package="tfdde")
+class ProductOfMixtures(keras.layers.Layer):
+    """Sum over ``experts`` groups of log(mean(exp)) of their logits: (batch, k) -> (batch, 1).
+
+    e^s is then a product of mixtures, the form that multimodal densities of parts independent
+    of each other have.  Its gradient is written out: TensorFlow's needs operations that TFLite
+    lacks.
+
+    Args:
+        experts: number of groups, which the last axis of the input is divided into.
+    """
+
+    def __init__(self, experts: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.experts = check_integer(experts, "experts")
+
+    def call(self, logits: tf.Tensor) -> tf.Tensor:
+        return self._sum(logits)
+
+    @tf.custom_gradient
+    def _sum(self, logits: tf.Tensor) -> Any:
+        width = logits.shape[-1]
+        grouped = (-1, self.experts, width // self.experts)
+        u = tf.reshape(logits, grouped)
+        top = tf.reduce_max(u, axis=-1, keepdims=True)
+        logs = tf.math.log(tf.reduce_mean(tf.exp(u - top), axis=-1, keepdims=True)) + top
+
+        def gradient(dy: tf.Tensor) -> tf.Tensor:
+            # Of the input itself, so that it can be differentiated again.
+            return dy * tf.reshape(tf.nn.softmax(tf.reshape(logits, grouped)), (-1, width))
+
+        return tf.reduce_sum(logs, axis=1), gradient
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (*input_shape[:-1], 1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "experts": self.experts}
+
+
 def _check_shape(value: Any, name: str) -> tuple[int, ...]:
     shape = (value,) if isinstance(value, numbers.Integral) else value
     try:
@@ -105,6 +145,8 @@ def residual_mlp(
     activation: Any = softplus,
     output_activation: Any = None,
     levels: bool = False,
+    experts: int = 0,
+    components: int = 16,
     name: str | None = None,
 ) -> keras.Model:
     """Residual MLP: a linear layer to ``width``, ``depth`` times h + f(Wh + b), a linear output.
@@ -122,6 +164,9 @@ def residual_mlp(
         output_activation: of the output layer.
         levels: give the model a second input ``level`` (batch, 1) for the noise level, as
             ``LogUniform`` needs it.
+        experts: make the scalar a sum of so many log-mixtures (``ProductOfMixtures``) instead
+            of a linear output; 0 as in the paper.
+        components: of each of these mixtures.
         name: the model's name.
 
     Returns:
@@ -131,6 +176,10 @@ def residual_mlp(
         ValueError: a shape or size is not a positive integer.
     """
     width, depth = check_integer(width, "width"), check_integer(depth, "depth")
+    experts, components = (
+        check_integer(experts, "experts", 0),
+        check_integer(components, "components"),
+    )
     x, h = _flat_input(input_shape, levels)
     # Directions and offsets spread the kinks over a few units around the origin, and branches
     # of variance 1 / depth keep the sum's scale: from Glorot's initialisation 25 layers learn
@@ -143,6 +192,9 @@ def residual_mlp(
         branch = keras.initializers.VarianceScaling(1.0 / depth, "fan_avg", "uniform")
         f = keras.layers.Dense(width, activation=activation, kernel_initializer=branch)(h)
         h = ResidualSum()([h, f])
+    if experts and output_shape is None:
+        logits = keras.layers.Dense(experts * components)(h)
+        return keras.Model(x, ProductOfMixtures(experts, name="s")(logits), name=name)
     return keras.Model(x, _output(h, output_shape, output_activation), name=name)
 
 

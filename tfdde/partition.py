@@ -181,7 +181,7 @@ def estimate(
             f"noise=tfdde.LogUniform(minimum, maximum), got {noise!r}."
         )
     level = check_level(noise, sigma)
-    default = 50_000 if method == "importance" else 5_000
+    default = {"ladder": 10_000, "importance": 50_000, "annealed": 5_000}[method]
     samples = default if samples is None else check_integer(samples, "samples", 100)
     moves = check_integer(moves, "moves", 0)
     if method == "importance":

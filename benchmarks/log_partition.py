@@ -1,0 +1,158 @@
+"""log Z of exact mixtures, where the truth is known: errors, intervals and their coverage.
+
+    python benchmarks/log_partition.py exact
+    python benchmarks/log_partition.py trained
+
+``exact`` gives the estimators the true log-density of blurred mixtures plus a constant, the log
+Z to be found, and only a sample of the data. ``trained`` trains a density of many levels and
+compares ladder and annealing. Adds rows to results/log_partition.json.
+"""
+
+import argparse
+import math
+import time
+import warnings
+
+import keras
+import numpy as np
+import record
+import tensorflow as tf
+
+import tfdde
+from tfdde import networks
+from tfdde.ladder import ladder, ladder_levels
+from tfdde.partition import annealed, importance
+
+SIGMA, TOP = 0.1, 8.0
+CONSTANT = 3.0  # the log Z to be found
+DIMENSIONS = (2, 6, 8, 21, 43, 63)
+# Components, their standard deviations, and whether their weights are equal.
+KINDS = {
+    "wide": (10, (0.5, 1.0), True),
+    "wide, unbalanced": (10, (0.5, 1.0), False),
+    "narrow": (40, (0.05, 0.2), True),
+    "narrow, unbalanced": (40, (0.05, 0.2), False),
+}
+
+
+class ExactMixture:
+    """A random mixture of diagonal Gaussians and its blurred log-density in TensorFlow."""
+
+    def __init__(self, kind, n, seed):
+        k, spread, balanced = KINDS[kind]
+        rng = np.random.default_rng([seed, n, k, balanced])
+        self.means = rng.standard_normal((k, n))
+        self.std = rng.uniform(*spread, (k, n))
+        self.weights = np.full(k, 1 / k) if balanced else rng.dirichlet(np.ones(k))
+
+    def sample(self, rows, seed):
+        """Float32 (rows, n)."""
+        rng = np.random.default_rng(seed)
+        k = rng.choice(len(self.weights), rows, p=self.weights)
+        noise = rng.standard_normal((rows, self.means.shape[1]))
+        return (self.means[k] + self.std[k] * noise).astype(np.float32)
+
+    def __call__(self, x, sigma):
+        """Log-density + CONSTANT of float32 rows (n, d) at sigma (): float32 (n,)."""
+        # The squares multiplied out are matrix products; float64 keeps what cancels.
+        x, sigma = tf.cast(x, tf.float64), tf.cast(sigma, tf.float64)
+        precision = 1.0 / (self.std**2 + sigma**2)
+        pulled = self.means * precision
+        square = tf.matmul(x**2, precision, transpose_b=True)
+        square -= 2.0 * tf.matmul(x, pulled, transpose_b=True)
+        square += tf.reduce_sum(self.means * pulled, axis=1)
+        log_scale = tf.reduce_sum(tf.math.log(2 * math.pi / precision), axis=1)
+        parts = np.log(self.weights) - 0.5 * (square + log_scale)
+        return tf.cast(CONSTANT + tf.reduce_logsumexp(parts, axis=1), tf.float32)
+
+
+def summary(found):
+    """Errors and coverage of estimates, one for each seed."""
+    errors = np.array([f.value - CONSTANT for f in found])
+    covered = [f.lower <= CONSTANT <= f.upper for f in found]
+    return {
+        "seeds": len(found),
+        "mean_error": round(float(errors.mean()), 4),
+        "rms_error": round(float(np.sqrt((errors**2).mean())), 4),
+        "largest_error": round(float(np.abs(errors).max()), 4),
+        "mean_reported_standard_error": round(float(np.mean([f.standard_error for f in found])), 4),
+        "covered_percent": round(100 * float(np.mean(covered)), 1),
+        "mean_effective_samples": round(float(np.mean([f.effective_sample_size for f in found]))),
+        "trusted_percent": round(100 * float(np.mean([f.trusted for f in found])), 1),
+    }
+
+
+def exact(args):
+    for kind in KINDS:
+        for n in args.n:
+            levels = ladder_levels(SIGMA, TOP, n)
+            methods = {
+                "ladder": lambda s, x, seed, levels=levels: ladder(s, x, levels, seed=seed)[0],
+                "importance": lambda s, x, seed: importance(s, x, SIGMA, seed=seed),
+                "annealed": lambda s, x, seed, levels=levels: annealed(s, x, levels, seed=seed),
+            }
+            for name in args.methods:
+                start, found = time.time(), []
+                seeds = args.seeds if name == "ladder" else min(args.seeds, args.few)
+                for seed in range(seeds):
+                    mixture = ExactMixture(kind, n, seed)
+                    x = mixture.sample(args.rows, [seed, 1])
+                    found.append(methods[name](mixture, x, seed))
+                row = {"name": f"exact, {kind}, n = {n}, {name}", "rows": args.rows}
+                seconds = round((time.time() - start) / seeds, 2)
+                record.add("log_partition", {**row, **summary(found), "seconds_each": seconds})
+
+
+def trained(args):
+    for n in args.n:
+        for seed in range(args.few):
+            keras.utils.set_random_seed(seed)
+            mixture = ExactMixture("wide, unbalanced", n, seed)
+            x = mixture.sample(50_000, [seed, 1])
+            dde = tfdde.DDE(
+                networks.residual_mlp(n, 128, 4, levels=True),
+                tfdde.LogUniform(SIGMA, TOP),
+                antithetic=True,
+                seed=seed,
+            )
+            dde.adapt(x)
+            schedule = keras.optimizers.schedules.CosineDecay(2e-3, args.steps)
+            dde.compile(keras.optimizers.Adam(schedule, use_ema=True), jit_compile=True)
+            dde.fit(x, batch_size=512, epochs=1 + args.steps * 512 // len(x), verbose=0)
+            fresh = mixture.sample(args.rows, [seed, 2])
+            row = {"name": f"trained, n = {n}, seed {seed}", "rows": args.rows}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for name, method, moves in (
+                    ("ladder", "ladder", 5),
+                    ("ladder without moves", "ladder", 0),
+                    ("annealed", "annealed", 5),
+                    ("importance", "importance", 0),
+                ):
+                    start = time.time()
+                    found = dde.log_partition(fresh, method, moves=moves, seed=seed)
+                    config = {k: v for k, v in found.get_config().items() if k != "method"}
+                    row[name] = {**config, "seconds": round(time.time() - start, 1)}
+            low = max(row["ladder"]["lower"], row["annealed"]["lower"])
+            high = min(row["ladder"]["upper"], row["annealed"]["upper"])
+            row["intervals_overlap"] = low <= high
+            record.add("log_partition", row)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("exact", "trained"))
+    parser.add_argument("--n", type=int, nargs="+", default=DIMENSIONS)
+    parser.add_argument("--rows", type=int, default=10_000, help="of data given to an estimator")
+    parser.add_argument("--seeds", type=int, default=50, help="mixtures and samples, of ladder")
+    parser.add_argument("--few", type=int, default=3, help="of the other methods, and trained")
+    parser.add_argument("--steps", type=int, default=3_000, help="of training")
+    parser.add_argument(
+        "--methods", nargs="+", default=("ladder", "importance", "annealed"), help="of exact"
+    )
+    args = parser.parse_args()
+    (exact if args.what == "exact" else trained)(args)
+
+
+if __name__ == "__main__":
+    main()
