@@ -1,0 +1,348 @@
+"""Density estimators that are fitted within a wall-clock budget, for ``likelihoods.py``.
+
+Each is a function (x_train, x_validation, seconds, sigma, seed) -> (log_density, facts):
+
+x_train, x_validation   clean float32 rows (m, n), in the data's own units
+seconds                 wall-clock budget for choosing and fitting, without imports
+sigma                   noise level in the data's units: the target is the density of
+                        p * N(0, sigma**2 I); None: that of the rows as they are
+log_density             maps float32 rows (m, n) to float64 (m,), in nats, normalised
+facts                   dict of what was chosen, and the seconds it took
+
+All work on standardised columns.  torch, scikit-learn and TensorFlow are imported by the
+function that needs them, before its clock starts: their thread pools don't share a process.
+"""
+
+import itertools
+import math
+import time
+import warnings
+
+import numpy as np
+
+
+class Clock:
+    """Wall-clock budget that starts now."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self.start = time.perf_counter()
+
+    @property
+    def elapsed(self):
+        return time.perf_counter() - self.start
+
+    @property
+    def share(self):
+        """Share of the budget that is spent, above 1 once it is exceeded."""
+        return self.elapsed / self.seconds
+
+
+class Scaler:
+    """Standardises columns by the training rows' means and standard deviations."""
+
+    def __init__(self, x):
+        self.mean = x.mean(axis=0, dtype=np.float64)
+        self.std = x.std(axis=0, dtype=np.float64)
+        self.log_jacobian = -np.log(self.std).sum()
+
+    def __call__(self, x):
+        return ((x - self.mean) / self.std).astype(np.float32)
+
+
+def _noisy(x, sigma, seed, stream):
+    """Rows with N(0, sigma**2 I) added once; the rows themselves if sigma is None."""
+    if sigma is None:
+        return x
+    rng = np.random.default_rng([seed, stream])
+    return x + np.float32(sigma) * rng.standard_normal(x.shape, np.float32)
+
+
+def _kernel_log_density(rows, x, bandwidths):
+    """Gaussian kernel density of ``rows`` at ``x`` for each bandwidth: float64 (bandwidths, m).
+
+    The same as scikit-learn's ``KernelDensity``, whose tree takes one to two minutes for 10,000
+    points and 50,000 rows where a matrix of distances takes seconds and serves all bandwidths.
+    """
+    n, out = rows.shape[1], np.empty((len(bandwidths), len(x)))
+    centre = rows.mean(axis=0)  # distances lose fewest digits around it
+    rows = (rows - centre).astype(np.float64)
+    half_norms = 0.5 * np.square(rows).sum(axis=1)
+    for i in range(0, len(x), 250):
+        y = (x[i : i + 250] - centre).astype(np.float64)
+        closeness = y @ rows.T - half_norms - 0.5 * np.square(y).sum(axis=1)[:, None]
+        closest = closeness.max(axis=1, keepdims=True)
+        closeness = (closeness - closest).astype(np.float32)
+        for k, h in enumerate(bandwidths):
+            total = np.exp(closeness / np.float32(h * h)).sum(axis=1, dtype=np.float64)
+            out[k, i : i + 250] = np.log(total) + closest[:, 0] / h**2
+    h = np.asarray(bandwidths)[:, None]
+    return out - math.log(len(rows)) - n * np.log(h * math.sqrt(2 * math.pi))
+
+
+def kde(x_train, x_validation, seconds, sigma, seed):
+    """Gaussian kernel density; bandwidth by validation likelihood, grid refined twice."""
+    clock = Clock(seconds)
+    scale = Scaler(x_train)
+    rows = scale(_noisy(x_train, sigma, seed, 1))
+    # A subsample that leaves most of the budget unused even for 60,000 rows.
+    held_out = scale(_noisy(x_validation, sigma, seed, 2))[:2_000]
+    low, high = 0.01, 2.0
+    for _ in range(3):
+        grid = np.geomspace(low, high, 10)
+        values = _kernel_log_density(rows, held_out, grid).mean(axis=1)
+        best = int(values.argmax())
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+        if clock.share > 0.5:
+            break
+    bandwidth = float(grid[best])
+
+    def log_density(x):
+        return _kernel_log_density(rows, scale(x), [bandwidth])[0] + scale.log_jacobian
+
+    return log_density, {"bandwidth": bandwidth, "seconds": clock.elapsed}
+
+
+def gaussian_mixture(x_train, x_validation, seconds, sigma, seed):
+    """Gaussian mixture by EM; BIC chooses among full and diagonal covariances and their number.
+
+    Each covariance type grows until its BIC has risen twice in a row; what is left of the
+    budget goes to further starts, five in all.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    warnings.simplefilter("ignore", ConvergenceWarning)  # EM is run in pieces
+    clock = Clock(seconds)
+    scale = Scaler(x_train)
+    rows = scale(_noisy(x_train, sigma, seed, 1)).astype(np.float64)
+    counts = (1, 2, 4, 8, 10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    lowest, best, fits = np.inf, None, 0
+    for start in range(5):
+        risen, last = {"full": 0, "diag": 0}, {"full": np.inf, "diag": np.inf}
+        for components, kind in itertools.product(counts, risen):
+            if risen[kind] >= 2 or components > len(rows) / 4 or (fits and clock.share >= 1):
+                continue
+            model = GaussianMixture(
+                components,
+                covariance_type=kind,
+                warm_start=True,
+                max_iter=5,
+                random_state=seed + start,
+            )
+            for _ in range(60):  # pieces of EM, so that the budget can end it
+                model.fit(rows)
+                if model.converged_ or clock.share >= 1:
+                    break
+            bic = model.bic(rows)
+            risen[kind] = risen[kind] + 1 if bic > last[kind] else 0
+            last[kind] = bic
+            fits += 1
+            if bic < lowest:
+                lowest, best = bic, model
+
+    def log_density(x):
+        return best.score_samples(scale(x).astype(np.float64)) + scale.log_jacobian
+
+    return log_density, {
+        "components": best.n_components,
+        "covariance": best.covariance_type,
+        "converged": bool(best.converged_),
+        "fits": fits,
+        "seconds": clock.elapsed,
+    }
+
+
+SMALL = 5_000  # rows; with fewer, a flow overfits before its budget is spent
+MOVES = 5  # of Monte Carlo at each level of tfdde's ladder: without, a poor fit flatters itself
+
+
+def _flow(build, learning_rate, data, seconds, sigma, seed):
+    """Maximum likelihood by AdamW: warm-up and cosine over the budget, averaged weights.
+
+    The average is judged on the validation rows thirty times, and the best one kept.  On small
+    data sets the budget is shared by several settings of width and noise added to the standardised
+    rows (Rothfuss et al. 2019, "Noise regularization"), with weight decay: validation chooses.
+
+    Args:
+        build: maps the hidden layers' width to an untrained zuko flow.
+        data: x_train, x_validation.
+    """
+    import torch
+    import torch._dynamo  # the optimizer would import it within the budget
+
+    torch.manual_seed(seed)
+    clock = Clock(seconds)
+    x_train, x_validation = data
+    scale = Scaler(x_train)
+    rows = torch.from_numpy(scale(x_train))
+    held_out = torch.from_numpy(scale(_noisy(x_validation, sigma, seed, 2)))
+    noise = torch.from_numpy((np.float64(sigma or 0.0) / scale.std).astype(np.float32))
+    small = len(rows) < SMALL
+    settings = [(None, 0.0, 1e-6)]  # width (None: the default), noise, weight decay
+    if small:
+        settings = [(64, 0.0, 1e-2), (64, 0.1, 1e-2), (64, 0.2, 1e-2), (None, 0.2, 1e-2)]
+    batch_size = min(512, max(32, len(rows) // 4))
+
+    def likelihood(flow, x):
+        with torch.no_grad():
+            return torch.cat([flow().log_prob(c) for c in x.split(2_000)]).double()
+
+    best, facts, total = -math.inf, {}, 0
+    for k, (width, extra, decay) in enumerate(settings):
+        torch.manual_seed(seed + k)
+        flow = build(width)
+        average = torch.optim.swa_utils.AveragedModel(
+            flow, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+        )
+        optimizer = torch.optim.AdamW(flow.parameters(), learning_rate, weight_decay=decay)
+        own = Clock((seconds - clock.elapsed) / (len(settings) - k))
+        level = torch.sqrt(noise**2 + extra**2)
+        steps, judged = 0, 0
+        while True:
+            done = own.share >= 1
+            if done or own.share * 30 >= judged + 1:
+                judged = int(own.share * 30)
+                value = float(likelihood(average.module, held_out).mean())
+                if value > best:
+                    weights = {n: v.clone() for n, v in average.module.state_dict().items()}
+                    best, kept = value, average.module
+                    facts = {"noise": extra, "best_step": steps} if small else {}
+            if done:
+                break
+            rate = 0.5 * (1 + math.cos(math.pi * min(own.share, 1))) * min(1, (steps + 1) / 200)
+            optimizer.param_groups[0]["lr"] = learning_rate * rate
+            index = torch.randint(len(rows), (batch_size,))
+            x = rows[index] + level * torch.randn(batch_size, rows.shape[1])
+            loss = -flow().log_prob(x).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
+            optimizer.step()
+            average.update_parameters(flow)
+            steps += 1
+        total += steps
+    kept.load_state_dict(weights)
+    facts |= {
+        "steps": total,
+        "parameters": sum(p.numel() for p in kept.parameters()),
+        "validation_log_likelihood": best + scale.log_jacobian,
+        "seconds": clock.elapsed,
+    }
+
+    def log_density(x):
+        return likelihood(kept, torch.from_numpy(scale(x))).numpy() + scale.log_jacobian
+
+    return log_density, facts
+
+
+def spline_flow(x_train, x_validation, seconds, sigma, seed):
+    """Autoregressive neural spline flow (Durkan et al. 2019), from zuko: 4 transforms, 8 bins."""
+    import zuko
+
+    n = x_train.shape[1]
+
+    def build(width):
+        width = width or 128
+        return zuko.flows.NSF(n, transforms=4, bins=8, hidden_features=(width, width))
+
+    return _flow(build, 2e-3, (x_train, x_validation), seconds, sigma, seed)
+
+
+def maf(x_train, x_validation, seconds, sigma, seed):
+    """Masked autoregressive flow (Papamakarios et al. 2017), from zuko: 5 transforms."""
+    import zuko
+
+    n = x_train.shape[1]
+
+    def build(width):
+        width = width or 256
+        return zuko.flows.MAF(n, transforms=5, hidden_features=(width, width))
+
+    return _flow(build, 1e-3, (x_train, x_validation), seconds, sigma, seed)
+
+
+def denoising(x_train, x_validation, seconds, sigma, seed):
+    """tfdde's DDE of all noise levels, normalised by the ladder.
+
+    Training ends at the budget; the ladder's seconds come on top, as ``log_z_seconds``.  With
+    sigma None, rows are standardised and the level is chosen by the normalised likelihood of
+    the validation rows.
+    """
+    import keras
+    import tensorflow as tf
+
+    import tfdde
+    from tfdde import ladder
+
+    clock = Clock(seconds)
+    keras.utils.set_random_seed(seed)
+    scale = Scaler(x_train)
+    if sigma is not None:  # isotropic noise in the data's own units
+        scale.mean, scale.std, scale.log_jacobian = 0.0, 1.0, 0.0
+    rows, held_out = scale(x_train), scale(x_validation)
+    n, rate = rows.shape[1], 2e-3
+    noise = tfdde.LogUniform(0.05 if sigma is None else sigma, 8.0)
+    network = tfdde.networks.residual_mlp(n, 256, 6, activation="silu", levels=True)
+    dde = tfdde.DDE(network, noise, tfdde.GaussianBase(n), antithetic=True, seed=seed)
+    dde.adapt(rows)
+    dde.compile(
+        keras.optimizers.Adam(rate, beta_2=0.99, use_ema=True, ema_momentum=0.99), jit_compile=True
+    )
+    steps = 0
+
+    def at_batch_end(batch, logs):
+        nonlocal steps
+        steps = batch + 1
+        share = min(clock.share, 1.0)
+        warm = min(1.0, steps / 100)
+        dde.optimizer.learning_rate = rate * warm * 0.5 * (1 + math.cos(math.pi * share))
+        dde.stop_training = share >= 1
+
+    dde.fit(
+        tfdde.datasets.stream(rows, min(512, len(rows)), seed),
+        steps_per_epoch=2**31,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=at_batch_end)],
+    )
+    facts = {"steps": steps, "parameters": network.count_params()}
+    start = clock.elapsed
+    # A few dozen held-out rows don't suffice for log Z: its samples then start at all rows.
+    starts = held_out if len(held_out) >= 1_000 else np.concatenate([rows, held_out])
+    levels = ladder.ladder_levels(noise.minimum, noise.maximum, n)
+    found = ladder.ladder(dde.at, starts[:5_000], levels, samples=5_000, moves=MOVES, seed=seed)
+
+    def at_level(x, log_z):
+        level = tf.constant(log_z.sigma, tf.float32)
+        chunks = [x[i : i + 5_000] for i in range(0, len(x), 5_000)]
+        s = np.concatenate([dde._log_density(tf.constant(c), level).numpy() for c in chunks])
+        return s.astype(np.float64) - log_z.value
+
+    log_z = found[0]
+    if sigma is None:
+        usable = [f for f in found if f.trusted] or found
+        log_z = max(usable, key=lambda f: at_level(held_out[:5_000], f).mean())
+    facts |= {
+        "sigma": log_z.sigma,
+        "log_z": log_z.value,
+        "log_z_standard_error": log_z.standard_error,
+        "log_z_trusted": log_z.trusted,
+        "log_z_seconds": clock.elapsed - start,
+        "seconds": clock.elapsed,
+    }
+    return lambda x: at_level(scale(x), log_z) + scale.log_jacobian, facts
+
+
+METHODS = {
+    "tfdde": denoising,
+    "kde": kde,
+    "gaussian_mixture": gaussian_mixture,
+    "spline_flow": spline_flow,
+    "maf": maf,
+}
+
+
+def fit_and_evaluate(method, x_train, x_validation, y, seconds, sigma, seed):
+    """Fit a method by name; its log-density at the rows ``y``, and the facts."""
+    log_density, facts = METHODS[method](x_train, x_validation, seconds, sigma, seed)
+    return log_density(y), facts

@@ -1,0 +1,142 @@
+"""The benchmarks' families have exact densities, and their estimators are normalised."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from tfdde import metrics
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Import a script of benchmarks/, which is no package."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        before = set(sys.modules)
+        yield load
+        for name in ("families", "peers", "likelihoods"):
+            if name not in before:
+                sys.modules.pop(name, None)
+
+
+def family(load, name, n):
+    families = load("families")
+    return {"mixture": families.Mixture, "toys": families.RotatedToys}[name](n)
+
+
+@pytest.mark.parametrize("name", ["mixture", "toys"])
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+def test_integrates_to_one(load, name, sigma):
+    grid, cell = metrics.grid(-14, 14, 560)
+    log_density = family(load, name, 2).log_density(grid, sigma)
+    assert logsumexp(log_density) + np.log(cell) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixture", "toys"])
+@pytest.mark.parametrize("n", [2, 8])
+def test_is_the_blurred_density_of_the_samples(load, name, n):
+    """E_x N(y; x, sigma**2 I) over samples x, at a sigma so large that the mean settles."""
+    truth, sigma = family(load, name, n), 2.0
+    x = truth.sample(200_000, seed=1).astype(float)
+    assert truth.sample(2, seed=1).dtype == np.float32
+    y = truth.sample(20, seed=2) + sigma * np.random.default_rng(3).standard_normal((20, n))
+    square = ((y[:, None] - x) ** 2).sum(axis=-1)
+    log_kernel = -square / (2 * sigma**2) - n / 2 * np.log(2 * np.pi * sigma**2)
+    expected = logsumexp(log_kernel, axis=1) - np.log(len(x))
+    kernel = np.exp(log_kernel - expected[:, None])
+    error = kernel.std(axis=1) / np.sqrt(len(x))
+    difference = truth.log_density(y, sigma) - expected
+    assert (np.abs(difference) < 4.5 * error).all()
+    assert error.max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["mixture", "toys"])
+def test_small_noise_is_the_mean_over_larger(load, name):
+    """log p_b(y) = log E p_a(y + c epsilon) with b**2 = a**2 + c**2, in 8 dimensions."""
+    truth = family(load, name, 8)
+    a, c = 0.3, 0.1
+    y = truth.sample(4, seed=1) + a * np.random.default_rng(2).standard_normal((4, 8))
+    noise = c * np.random.default_rng(3).standard_normal((10_000, 8))
+    both = np.concatenate([noise, -noise])
+    for row in y:
+        log_density = truth.log_density(row + both, a)
+        expected = truth.log_density(row[None], np.hypot(a, c))[0]
+        w = np.exp(log_density - expected)
+        assert abs(w.mean() - 1) < 5 * w.std() / np.sqrt(len(both))
+
+
+def test_toys_are_independent_and_rotated(load):
+    truth = family(load, "toys", 16)
+    np.testing.assert_allclose(truth.rotation @ truth.rotation.T, np.eye(16), atol=1e-12)
+    z = truth.sample(50_000, seed=1) @ truth.rotation
+    assert truth.toys[1] == truth.toys[5] == "two_spirals"
+    # Which arm a point is on, in one spiral and in the other; and of radii, the correlation.
+    radii = np.hypot(z[:, ::2], z[:, 1::2])
+    correlation = np.corrcoef(np.concatenate([z, z**2, radii], axis=1), rowvar=False)
+    between = np.abs(correlation)
+    for k in range(8):  # within one toy it is what it is
+        own = [2 * k, 2 * k + 1, 16 + 2 * k, 17 + 2 * k, 32 + k]
+        between[np.ix_(own, own)] = 0
+    assert between.max() < 5 / np.sqrt(50_000)
+
+
+def test_odd_toys(load):
+    with pytest.raises(ValueError, match="even.*got 3"):
+        family(load, "toys", 3)
+
+
+@pytest.mark.parametrize("method", ["kde", "gaussian_mixture"])
+def test_peers_are_normalised(load, method):
+    truth = family(load, "mixture", 2)
+    peers = load("peers")
+    x, held_out = truth.sample(600, seed=1), truth.sample(200, seed=2)
+    log_density, facts = peers.METHODS[method](3 * x + 1, 3 * held_out + 1, 0.5, 0.3, 0)
+    grid, cell = metrics.grid(-40, 42, 500)
+    assert logsumexp(log_density(grid)) + np.log(cell) == pytest.approx(0, abs=1e-3)
+    assert facts["seconds"] > 0
+
+
+def test_kernel_density(load):
+    """Against scikit-learn's; its tree's bounds lose digits where the density is tiny."""
+    from sklearn.neighbors import KernelDensity
+
+    rng = np.random.default_rng(0)
+    rows, x = rng.standard_normal((2, 300, 5)).astype(np.float32)
+    found = load("peers")._kernel_log_density(rows, x, [0.2, 0.7])
+    square = ((x[:, None].astype(float) - rows) ** 2).sum(axis=-1)
+    for values, h in zip(found, (0.2, 0.7), strict=True):
+        log_kernel = -square / (2 * h**2) - 2.5 * np.log(2 * np.pi * h**2)
+        np.testing.assert_allclose(values, logsumexp(log_kernel, axis=1) - np.log(300), atol=1e-4)
+        expected = KernelDensity(bandwidth=h).fit(rows).score_samples(x)
+        bulk = expected > -20
+        assert bulk.sum() > 200
+        np.testing.assert_allclose(values[bulk], expected[bulk], atol=1e-3)
+
+
+FAKE_ROWS = [
+    {"name": "mixture-2, kde", "log_likelihood": -2.5, "standard_error": 0.1, "gap": 0.25}
+    | {"gap_standard_error": 0.0625},
+    {"name": "wine-0, maf", "log_likelihood": -3.0, "standard_error": 0.5},
+    {"name": "wine-1, maf", "log_likelihood": -5.0, "standard_error": 0.5},
+]
+
+
+def test_tables(load):
+    text = load("likelihoods").table(FAKE_ROWS)
+    assert "| mixture-2 | gap to truth |  | 0.250 ± 0.062 |" in text
+    assert "| wine | log-likelihood |  |  |  |  | -4.000 ± 1.000 |" in text  # of the splits
+    row = {"name": "gas, tfdde", "log_likelihood": 8.0, "standard_error": 0.125, "facts": {}}
+    assert "| tfdde, here |  | 8.00 ± 0.12 |  |  |" in load("table1").markdown([row])
