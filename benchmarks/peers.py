@@ -262,6 +262,34 @@ def maf(x_train, x_validation, seconds, sigma, seed):
     return _flow(build, 1e-3, (x_train, x_validation), seconds, sigma, seed)
 
 
+def train_density(dde, rows, clock, seed, rate=2e-3):
+    """Train a tfdde.DDE on rows (m, n) until the clock's budget is spent; returns the steps."""
+    import keras
+
+    import tfdde
+
+    dde.compile(
+        keras.optimizers.Adam(rate, beta_2=0.99, use_ema=True, ema_momentum=0.99), jit_compile=True
+    )
+    steps = 0
+
+    def at_batch_end(batch, logs):
+        nonlocal steps
+        steps = batch + 1
+        share = min(clock.share, 1.0)
+        warm = min(1.0, steps / 50)
+        dde.optimizer.learning_rate = rate * warm * 0.5 * (1 + math.cos(math.pi * share))
+        dde.stop_training = share >= 1
+
+    dde.fit(
+        tfdde.datasets.stream(rows, min(512, len(rows)), seed),
+        steps_per_epoch=2**31,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=at_batch_end)],
+    )
+    return steps
+
+
 def denoising(x_train, x_validation, seconds, sigma, seed):
     """tfdde's DDE of all noise levels, normalised by the ladder.
 
@@ -281,30 +309,14 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     if sigma is not None:  # isotropic noise in the data's own units
         scale.mean, scale.std, scale.log_jacobian = 0.0, 1.0, 0.0
     rows, held_out = scale(x_train), scale(x_validation)
-    n, rate = rows.shape[1], 2e-3
+    n = rows.shape[1]
     noise = tfdde.LogUniform(0.05 if sigma is None else sigma, 8.0)
-    network = tfdde.networks.residual_mlp(n, 256, 6, activation="silu", levels=True)
+    network = tfdde.networks.residual_mlp(
+        n, 256, 3, activation="silu", levels=True, experts=4, spread=1.0
+    )
     dde = tfdde.DDE(network, noise, tfdde.GaussianBase(n), antithetic=True, seed=seed)
     dde.adapt(rows)
-    dde.compile(
-        keras.optimizers.Adam(rate, beta_2=0.99, use_ema=True, ema_momentum=0.99), jit_compile=True
-    )
-    steps = 0
-
-    def at_batch_end(batch, logs):
-        nonlocal steps
-        steps = batch + 1
-        share = min(clock.share, 1.0)
-        warm = min(1.0, steps / 100)
-        dde.optimizer.learning_rate = rate * warm * 0.5 * (1 + math.cos(math.pi * share))
-        dde.stop_training = share >= 1
-
-    dde.fit(
-        tfdde.datasets.stream(rows, min(512, len(rows)), seed),
-        steps_per_epoch=2**31,
-        verbose=0,
-        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=at_batch_end)],
-    )
+    steps = train_density(dde, rows, clock, seed)
     facts = {"steps": steps, "parameters": network.count_params()}
     start = clock.elapsed
     # A few dozen held-out rows don't suffice for log Z: its samples then start at all rows.

@@ -108,6 +108,15 @@ def test_product_of_mixtures_with_both_derivatives_against_numpy():
     np.testing.assert_allclose(second, hessian_v.reshape(6, 12), atol=1e-12)
 
 
+def test_spread_is_the_scale_of_the_first_layer():
+    x = np.random.default_rng(0).standard_normal((2000, 6)).astype("f4")
+    for spread in (0.5, 3.0):
+        first = networks.residual_mlp(6, 400, 1, spread=spread).layers[1]
+        kernel, offsets = first.get_weights()
+        assert np.std(x @ kernel) == pytest.approx(spread, rel=0.1)
+        assert 1.9 * spread < np.abs(offsets).max() <= 2 * spread
+
+
 def test_network_of_mixtures_with_a_level(tmp_path):
     model = networks.residual_mlp(3, 8, 2, levels=True, experts=2, components=5)
     assert model.output_shape == (None, 1) and model.input_shape == [(None, 3), (None, 1)]
@@ -116,9 +125,9 @@ def test_network_of_mixtures_with_a_level(tmp_path):
     model.save(tmp_path / "net.keras")
     again = keras.saving.load_model(tmp_path / "net.keras")
     np.testing.assert_array_equal(again(inputs), model(inputs))
-    for arguments in ({"experts": -1}, {"components": 0}):
+    for arguments in ({"experts": -1}, {"components": 0}, {"spread": 0.0}):
         (name,) = arguments
-        with pytest.raises(ValueError, match=f"`{name}` must be an integer"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a"):
             networks.residual_mlp(3, **arguments)
 
 

@@ -10,28 +10,19 @@ the finished density to be read (``sigma``).
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdde import random
+from tfdde.checks import check_positive
 from tfdde.random import Stream
-
-
-def check_sigma(value: Any, name: str = "sigma") -> float:
-    """Return ``value`` as a float, or raise ValueError unless it is finite and > 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}.")
-    return float(value)
 
 
 def check_level(noise: Noise, sigma: float | None) -> float:
     """The level that a density is to be read at: by default ``noise.sigma``, or ValueError."""
-    sigma = noise.sigma if sigma is None else check_sigma(sigma)
+    sigma = noise.sigma if sigma is None else check_positive(sigma, "sigma")
     low, high = noise.levels
     if not low <= sigma <= high:
         trained = str(low) if low == high else f"in [{low}, {high}]"
@@ -53,7 +44,7 @@ class Constant:
     """
 
     def __init__(self, sigma: float):
-        self.sigma = check_sigma(sigma)
+        self.sigma = check_positive(sigma, "sigma")
 
     @property
     def levels(self) -> tuple[float, float]:
@@ -101,8 +92,8 @@ class Decay:
     """
 
     def __init__(self, initial: float, final: float, decay_steps: int, rate: float = 1.1):
-        self.initial = check_sigma(initial, "initial")
-        self.final = check_sigma(final, "final")
+        self.initial = check_positive(initial, "initial")
+        self.final = check_positive(final, "final")
         if self.final > self.initial:
             raise ValueError(
                 f"`final` must not exceed `initial` ({self.initial}), got {self.final}."
@@ -172,8 +163,8 @@ class LogUniform:
     """
 
     def __init__(self, minimum: float, maximum: float):
-        self.minimum = check_sigma(minimum, "minimum")
-        self.maximum = check_sigma(maximum, "maximum")
+        self.minimum = check_positive(minimum, "minimum")
+        self.maximum = check_positive(maximum, "maximum")
         if self.maximum <= self.minimum:
             raise ValueError(f"`maximum` must exceed `minimum` ({self.minimum}), got {maximum}.")
 

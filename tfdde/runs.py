@@ -30,8 +30,7 @@ import tensorflow as tf
 
 import tfdde
 from tfdde.callbacks import Checkpoint, DivergedError, atomic
-from tfdde.checks import check_integer
-from tfdde.noise import check_sigma
+from tfdde.checks import check_integer, check_positive
 from tfdde.training import Trainer
 
 INTERRUPTED = 130  # the exit code of a program that SIGINT ended
@@ -202,7 +201,7 @@ def positive_int(text: str) -> int:
 
 def positive_float(text: str) -> float:
     """For ``argparse``: a finite number > 0."""
-    return check_sigma(float(text), "value")
+    return check_positive(float(text), "value")
 
 
 def strategy_for(devices: Sequence[str] | None) -> tf.distribute.Strategy:
