@@ -1,0 +1,209 @@
+import functools
+import importlib
+import math
+import pickle
+import random
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from mixtures import three
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import tfdde.ladder
+from tfdde import LogPartition
+from tfdde.sklearn import DDEstimator
+
+SCALE = np.array([100.0, 0.02])
+SHIFT = np.array([500.0, -1.0])
+UNTRUSTED = LogPartition(0.0, 0.1, -0.2, 0.2, 3.0, "ladder", 0.2)
+
+
+def tiny(**kwargs):
+    settings = {"sigma": 0.3, "width": 16, "depth": 1, "steps": 5}
+    small = {"batch_size": 64, "partition_samples": 500, "random_state": 0}
+    return DDEstimator(**{**settings, **small, **kwargs})
+
+
+def rows(n, seed):
+    """A mixture in the plane whose columns are of very different units."""
+    return three().sample(n, seed) * SCALE + SHIFT
+
+
+DATA = rows(20_000, 0)
+NOISE = 0.2 * DATA.std(axis=0)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    settings = {"sigma": 0.2, "width": 64, "depth": 2, "steps": 600, "learning_rate": 1e-2}
+    return DDEstimator(**settings, random_state=0).fit(DATA)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Less to trace, which is most of a tiny fit: steps run eagerly, a ladder without moves."""
+
+    def ladder(*args):
+        *others, _, seed = args
+        return tfdde.ladder.ladder(*others, 0, seed)
+
+    eager = functools.partialmethod(tfdde.DDE.compile, run_eagerly=True)
+    monkeypatch.setattr("tfdde.partition.ladder", ladder)
+    monkeypatch.setattr(tfdde.DDE, "compile", eager)
+
+
+def blurred(n, seed):
+    return rows(n, seed) + NOISE * np.random.default_rng(seed).standard_normal((n, 2))
+
+
+def exact(x):
+    """Log-density of the mixture blurred by ``NOISE``."""
+    mixture, y = three(), (x - SHIFT) / SCALE
+    v = mixture.variances[:, None] + (NOISE / SCALE) ** 2
+    parts = -0.5 * ((y[:, None, :] - mixture.means) ** 2 / v + np.log(2 * math.pi * v)).sum(axis=2)
+    return np.logaddexp.reduce(np.log(mixture.weights) + parts, axis=1) - np.log(SCALE).sum()
+
+
+@parametrize_with_checks([tiny()])
+@pytest.mark.usefixtures("quick")
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+def test_log_density_is_exact_in_the_units_of_the_data(fitted):
+    x = blurred(4_000, 1)
+    error = fitted.score_samples(x) - exact(x)
+    # Minus the mean error at samples of the truth is KL(truth || model).
+    assert -0.03 < -error.mean() < 0.05
+    assert error.std() < 0.2
+    assert fitted.score(x) == pytest.approx(fitted.score_samples(x).sum(dtype=float))
+    assert fitted.score_samples(x[:3]).dtype == np.float32
+
+
+def test_density_integrates_to_one(fitted):
+    axes = [np.linspace(s - 5 * k, s + 5 * k, 250) for s, k in zip(SHIFT, SCALE, strict=True)]
+    grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
+    cell = math.prod(a[1] - a[0] for a in axes)
+    log_mass = np.log(np.exp(fitted.score_samples(grid).astype(float)).sum() * cell)
+    assert abs(log_mass) < 3 * fitted.log_partition_.standard_error + 0.01
+
+
+def test_samples_are_of_the_blurred_density(fitted):
+    truth = blurred(100_000, 3)
+    drawn = fitted.sample(6_000, random_state=0)  # more than one chunk
+    assert drawn.shape == (6_000, 2) and drawn.dtype == np.float64
+    spread = truth.std(axis=0)
+    np.testing.assert_allclose((drawn.mean(axis=0) - truth.mean(axis=0)) / spread, 0, atol=0.06)
+    difference = np.cov(drawn, rowvar=False) - np.cov(truth, rowvar=False)
+    np.testing.assert_allclose(difference / np.outer(spread, spread), 0, atol=0.08)
+    assert exact(drawn).mean() == pytest.approx(exact(truth).mean(), abs=0.08)
+
+
+def test_samples_depend_on_the_random_state_alone(fitted):
+    first = fitted.sample(3, random_state=1)
+    assert np.array_equal(fitted.sample(3, random_state=1), first)
+    assert not np.array_equal(fitted.sample(3, random_state=2), first)
+    assert fitted.sample().shape == (1, 2)
+    with pytest.raises(ValueError, match="`n_samples` must be an integer >= 1, got 0"):
+        fitted.sample(0)
+
+
+def test_pickle_and_joblib_keep_density_and_samples(fitted, tmp_path):
+    x = rows(50, 5)
+    joblib.dump(fitted, tmp_path / "fitted.joblib")
+    for copy in (pickle.loads(pickle.dumps(fitted)), joblib.load(tmp_path / "fitted.joblib")):
+        np.testing.assert_array_equal(copy.score_samples(x), fitted.score_samples(x))
+        np.testing.assert_allclose(copy.sample(3, 0), fitted.sample(3, 0), rtol=1e-5)
+        assert copy.log_partition_ == fitted.log_partition_
+    unfitted = clone(fitted)
+    assert unfitted.get_params() == fitted.get_params()
+    assert not hasattr(unfitted, "log_partition_")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_integer_random_state_fixes_the_fit_and_leaves_pythons_alone():
+    x = rows(1_200, 6)  # enough for some to be held back
+    before = random.getstate()
+    first = tiny().fit(x).score_samples(x)
+    assert random.getstate() == before
+    random.random()
+    np.random.random()
+    np.testing.assert_array_equal(tiny().fit(x).score_samples(x), first)
+
+
+@pytest.mark.usefixtures("quick")
+def test_search_over_sigma_in_a_pipeline():
+    pipeline = make_pipeline(StandardScaler(), PCA(1), tiny())
+    search = GridSearchCV(pipeline, {"ddestimator__sigma": [0.2, 4.0]}, cv=2)
+    x = rows(600, 7)
+    search.fit(x)
+    assert search.best_params_ == {"ddestimator__sigma": 0.2}
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.score_samples(x).shape == (600,)
+    assert search.score(x) == pytest.approx(search.score_samples(x).sum(dtype=float))
+
+
+def test_without_a_trusted_log_partition_no_likelihood_is_returned(fitted, monkeypatch):
+    monkeypatch.setattr(fitted.dde_, "partition", UNTRUSTED)
+    x = rows(5, 8)
+    for method in (fitted.score_samples, fitted.score):
+        with pytest.raises(ValueError, match="no trusted log Z: .*3 effective samples.*`steps`"):
+            method(x)
+    assert fitted.dde_.log_density(x, normalized=False).shape == (5,)
+
+
+def test_fit_warns_of_an_untrusted_log_partition_and_no_search_takes_it(monkeypatch):
+    monkeypatch.setattr("tfdde.partition.estimate", lambda *args: UNTRUSTED)
+    refused = pytest.warns(UserWarning, match="(?s)Scoring failed.*no trusted log Z")
+    with refused, pytest.warns(UserWarning, match="This estimate can't be trusted"):
+        scores = cross_val_score(tiny(), rows(40, 9), cv=2)
+    assert np.isnan(scores).all()
+
+
+def test_a_column_without_a_density_is_refused():
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    x[:, 1] = 0.1
+    x[:, 3] += 1e9
+    with pytest.raises(ValueError, match=r"Columns \[1, 3\] of `X` are constant, or .* float32"):
+        tiny().fit(x)
+    with pytest.raises(ValueError, match=r"Columns \[0\]"):
+        tiny().fit(x[:, [0, 2]] * [1e-9, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sigma", 0, "`sigma` must be a finite number > 0, got 0"),
+        ("sigma_max", 0.3, "`sigma_max` must exceed `sigma` .0.3., got 0.3"),
+        ("width", 0, "`width` must be an integer >= 1, got 0"),
+        ("depth", 1.5, "`depth` must be an integer >= 1, got 1.5"),
+        ("steps", 0, "`steps` must be an integer >= 1, got 0"),
+        ("batch_size", "all", "`batch_size` must be an integer >= 1, got 'all'"),
+        ("learning_rate", -1.0, "`learning_rate` must be a finite number > 0, got -1.0"),
+        ("partition_samples", 10, "`partition_samples` must be an integer >= 200, got 10"),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**{name: value}).fit(rows(20, 10))
+
+
+def test_before_fit_there_is_nothing_to_ask():
+    for ask in (lambda: tiny().score_samples([[0.0]]), lambda: tiny().sample()):
+        with pytest.raises(NotFittedError):
+            ask()
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    monkeypatch.delitem(sys.modules, "tfdde.sklearn")
+    with pytest.raises(ImportError, match=r"pip install 'tfdde\[tables\]'"):
+        importlib.import_module("tfdde.sklearn")

@@ -1,0 +1,259 @@
+"""A scikit-learn estimator on top of ``DDE``: fit, score_samples, score and sample.
+
+``import tfdde`` does without scikit-learn, so this module is imported by its own name:
+
+>>> from tfdde.sklearn import DDEstimator
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdde import networks
+from tfdde.annealing import Moves
+from tfdde.base import GaussianBase
+from tfdde.checks import check_integer, check_positive
+from tfdde.datasets.stream import stream
+from tfdde.density import DDE
+from tfdde.estimate import CHUNK, TRUSTED_SAMPLES, LogPartition
+from tfdde.noise import LogUniform
+
+try:
+    from sklearn.base import BaseEstimator, DensityMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "tfdde.sklearn needs scikit-learn 1.6 or later: pip install 'tfdde[tables]'."
+    ) from error
+
+HELD_BACK = 0.1  # share of the rows kept from training, for log Z
+ENOUGH = 1_000  # rows, of which a share may be held back
+STARTS = 10_000  # training rows that sampling starts from
+MOVES = 20  # Hamiltonian moves of a sample
+CHAINS = 100  # the least number that run together: their mean acceptance steers the step
+
+
+class DDEstimator(DensityMixin, BaseEstimator):
+    """Normalised log-density of tabular data, and samples of it, as a scikit-learn estimator.
+
+    The columns are standardised, a ``DDE`` is trained at all noise levels from ``sigma`` to
+    ``sigma_max``, and log Z at ``sigma`` is found by the ladder.  The density is that of the
+    data blurred by ``sigma`` standard deviations of each column.  If log Z can't be trusted,
+    ``fit`` warns and ``score_samples`` refuses, so that a search never compares log-densities
+    that are not normalised.
+
+    Few rows can be learned by heart: the density then nears that of ``KernelDensity`` with
+    bandwidth ``sigma``.  Choose ``sigma``, and perhaps ``steps``, by held-out likelihood:
+
+    >>> search = GridSearchCV(DDEstimator(), {"sigma": [0.05, 0.1, 0.2, 0.4]})
+    >>> search.fit(X).best_estimator_.score_samples(X_new)
+
+    Args:
+        sigma: noise level at which the density is read, in standard deviations of a column.
+        sigma_max: the highest level trained, > ``sigma``, well above 1.
+        width: units of each hidden layer.
+        depth: number of residual layers.
+        steps: gradient steps.
+        batch_size: rows of a step, each with two opposite noises; may exceed those of X.
+        learning_rate: Adam's at the start; it falls to 0 by a cosine.
+        partition_samples: samples at each noise level of the ladder, >= 200.
+        random_state: int, RandomState or None; an int gives the same fit each time.
+        verbose: Keras's, 0, 1 or 2.
+
+    Attributes:
+        dde_: the trained ``DDE``, in the units of X: its ``score`` is the gradient of the
+            log-density, and ``anomaly_score`` and ``anomaly_threshold`` serve to find outliers.
+        log_partition_: the ``LogPartition`` of ``dde_``: log Z with its error.
+        n_features_in_: number of columns.
+        feature_names_in_: their names, if X had any.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 0.1,
+        sigma_max: float = 8.0,
+        width: int = 128,
+        depth: int = 4,
+        steps: int = 2_000,
+        batch_size: int = 512,
+        learning_rate: float = 2e-3,
+        partition_samples: int = 5_000,
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.sigma = sigma
+        self.sigma_max = sigma_max
+        self.width = width
+        self.depth = depth
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.partition_samples = partition_samples
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> DDEstimator:  # noqa: N803
+        """Train the density and find its log Z.
+
+        Of 1,000 rows or more a tenth is kept from training and serves for log Z alone.
+
+        Args:
+            X: array-like of shape (rows, columns), at least 2 rows.
+            y: ignored.
+
+        Returns:
+            The estimator itself.  A ``UserWarning`` says so if log Z can't be trusted.
+
+        Raises:
+            ValueError: wrong shape, NaN or infinity, a parameter out of range, or a column
+                that is constant or nearly so.
+            DivergedError: the loss stopped being finite.
+        """
+        del y
+        sigma = check_positive(self.sigma, "sigma")
+        if check_positive(self.sigma_max, "sigma_max") <= sigma:
+            raise ValueError(f"`sigma_max` must exceed `sigma` ({sigma}), got {self.sigma_max!r}.")
+        steps, batch_size = (check_integer(getattr(self, k), k) for k in ("steps", "batch_size"))
+        samples = check_integer(self.partition_samples, "partition_samples", TRUSTED_SAMPLES)
+        rate = check_positive(self.learning_rate, "learning_rate")
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)  # noqa: N806
+        rng = check_random_state(self.random_state)
+        seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=3)]
+
+        rows = rng.permutation(X)
+        held_back = int(HELD_BACK * len(rows)) if len(rows) >= ENOUGH else 0
+        train = rows[held_back:].astype(np.float32)
+        layer, base = _normalization(X, sigma), GaussianBase(X.shape[1])
+        base.adapt(layer(X).numpy())
+        dde = DDE(
+            _network(X.shape[1], self.width, self.depth, seeds[0]),
+            noise=LogUniform(sigma, self.sigma_max),
+            base=base,
+            normalization=layer,
+            antithetic=True,
+            seed=seeds[1],
+        )
+        schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+        dde.compile(keras.optimizers.Adam(schedule, use_ema=True))
+        batches = stream(train, batch_size, seeds[1])
+        dde.fit(batches, steps_per_epoch=steps, verbose=self.verbose)
+        dde.log_partition(rows[:held_back] if held_back else rows, samples=samples, seed=seeds[2])
+        self.dde_ = dde
+        self._starts = layer(train[:STARTS]).numpy()
+        return self
+
+    @property
+    def log_partition_(self) -> LogPartition | None:
+        """Log Z with its error, of the standardised columns at ``sigma``."""
+        return self.dde_.partition
+
+    def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Normalised log-density of the blurred data at each row, in the units of X.
+
+        Args:
+            X: array-like of shape (rows, columns).
+
+        Returns:
+            float32 array (rows,), in nats.
+
+        Raises:
+            NotFittedError: ``fit`` was not called.
+            ValueError: wrong shape, NaN or infinity, or log Z can't be trusted.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)  # noqa: N806
+        if not self.dde_.normalized:
+            raise ValueError(
+                f"This density has no trusted log Z: {self.log_partition_}. Fit with more "
+                "`steps`, more `partition_samples` or a larger `sigma`; values up to a constant "
+                "are dde_.log_density(X, normalized=False)."
+            )
+        chunks = [X[i : i + CHUNK] for i in range(0, len(X), CHUNK)]
+        return np.concatenate([self.dde_.log_density(c, normalized=True).numpy() for c in chunks])
+
+    def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
+        """Total log-likelihood of the rows, as ``KernelDensity.score``, the higher the better.
+
+        ``GaussianMixture.score`` is the mean instead.  The gradient that ``DDE.score`` gives is
+        that of ``dde_``.
+
+        Args:
+            X: array-like of shape (rows, columns).
+            y: ignored.
+
+        Returns:
+            Sum of ``score_samples``, in nats; errors are the same.
+        """
+        del y
+        return float(self.score_samples(X).sum(dtype=np.float64))
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
+        """Rows drawn from the fitted density, that of the blurred data.
+
+        Training rows with noise of ``sigma``, moved by Hamiltonian Monte Carlo under the
+        density.  The moves hardly ever cross from one far mode to another, whose shares are
+        those of the training rows.
+
+        Args:
+            n_samples: number of rows.
+            random_state: int, RandomState or None.
+
+        Returns:
+            float64 array (n_samples, columns), in the units of X.
+
+        Raises:
+            NotFittedError: ``fit`` was not called.
+            ValueError: ``n_samples`` is not a positive integer.
+        """
+        check_is_fitted(self)
+        n_samples = check_integer(n_samples, "n_samples")
+        rng = check_random_state(random_state)
+        dde, sigma = self.dde_, self.dde_.noise.sigma
+        moves, chunks = Moves(dde.at), []
+        for first in range(0, n_samples, CHUNK):
+            size = max(min(n_samples - first, CHUNK), CHAINS)
+            start = self._starts[rng.randint(len(self._starts), size=size)]
+            noise = rng.standard_normal(start.shape)
+            noisy = (start + sigma * noise).astype(np.float32)
+            chunks.append(moves(noisy, sigma, sigma, MOVES, int(rng.randint(2**31 - 1))))
+        z = np.concatenate(chunks)[:n_samples].astype(float)
+        layer = dde.normalization
+        assert layer is not None  # fit's
+        return z * np.sqrt(layer.variance.numpy().astype(float)) + layer.mean.numpy()
+
+
+def _normalization(X: np.ndarray, sigma: float) -> keras.layers.Normalization:  # noqa: N803
+    """A layer that standardises the columns, or ValueError for those that it can't."""
+    mean, deviation = X.mean(axis=0), X.std(axis=0)
+    # Noise near float32's resolution of the values would drown in their rounding; the layer
+    # divides by no less than epsilon, and its variance must not overflow.
+    rounding = np.finfo(np.float32).eps * np.abs(X).max(axis=0)
+    low = np.maximum(4 * rounding / sigma, keras.config.epsilon())
+    bad = np.flatnonzero(~((deviation > low) & (deviation < 1e18)))
+    if len(bad):
+        raise ValueError(
+            f"Columns {bad.tolist()} of `X` are constant, or their spread is lost in float32. A "
+            "constant has no density: drop it (VarianceThreshold). Others: centre and rescale "
+            "them, e.g. by StandardScaler."
+        )
+    return keras.layers.Normalization(mean=mean, variance=np.square(deviation))
+
+
+def _network(columns: int, width: int, depth: int, seed: int) -> keras.Model:
+    """A network of all levels that starts at 0, where the density is the Gaussian base."""
+    # Keras draws the initializers' seeds from Python's generator, whose state is the user's.
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        network = networks.residual_mlp(columns, width, depth, levels=True)
+    finally:
+        random.setstate(state)
+    kernel = network.get_layer("s").kernel
+    kernel.assign(tf.zeros_like(kernel))
+    return network
