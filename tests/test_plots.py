@@ -86,6 +86,22 @@ def test_loss_curves(tmp_path):
     assert is_whole(path)
 
 
+def test_likelihood_by_level(tmp_path):
+    path, sigmas = tmp_path / "sigma.png", [0.1, 0.5, 2.0]
+    curves = {"training rows": [-1.0, -1.2, -3.0], "validation rows": [-2.0, -1.5, -3.0]}
+    plots.likelihood_by_level(path, sigmas, curves, chosen=0.5)
+    assert is_whole(path)
+
+
+def test_histograms(tmp_path, rng):
+    path = tmp_path / "log_density.png"
+    values = {"training rows": rng.standard_normal(500), "test rows": rng.standard_normal(30) - 9}
+    plots.histograms(path, values, "log-likelihood in nats")
+    assert is_whole(path)
+    plots.histograms(path, {"one value": [1.0, 1.0]}, "nats")
+    assert is_whole(path)
+
+
 def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 

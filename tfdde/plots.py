@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,50 @@ def loss_curves(path: Path_, logs: Mapping[str, Path_]) -> None:
         axis.plot(epochs, values, ".-")
         axis.set(title=title, xlabel="epoch")
         axis.locator_params(axis="x", integer=True)
+    _save(figure, path)
+
+
+def likelihood_by_level(
+    path: Path_, sigmas: Sequence[float], curves: Mapping[str, Any], chosen: float
+) -> None:
+    """Mean log-likelihoods by noise level, with the level that was chosen.
+
+    Args:
+        path: the PNG to write.
+        sigmas: noise levels, shape (levels,).
+        curves: of each set of rows, by its name, the mean in nats at each level, shape (levels,).
+        chosen: the level to mark.
+    """
+    figure = _figure(5.5, 3.6)
+    axis = figure.subplots()
+    for name, values in curves.items():
+        axis.plot(sigmas, values, ".-", label=name)
+    axis.axvline(chosen, color="grey", linestyle=":", label=f"chosen: σ = {chosen:.3g}")
+    axis.set(xscale="log", xlabel="noise level σ", ylabel="log-likelihood of a row in nats")
+    axis.legend()
+    _save(figure, path)
+
+
+def histograms(path: Path_, values: Mapping[str, Any], label: str) -> None:
+    """Histograms of one quantity of several sets of rows, on common bins, as densities.
+
+    Args:
+        path: the PNG to write.
+        values: of each set, by its name, finite numbers, shape (rows,); the lowest hundredth of
+            all sets is drawn in the first bin, so that one outlier does not squeeze the others.
+        label: of the axis.
+    """
+    rows = {name: np.asarray(v, np.float64) for name, v in values.items()}
+    everything = np.concatenate(list(rows.values()))
+    low, high = np.quantile(everything, 0.01), everything.max()
+    edges = np.linspace(low, high if high > low else low + 1.0, 41)
+    figure = _figure(5.5, 3.6)
+    axis = figure.subplots()
+    for name, v in rows.items():
+        counted = np.maximum(v, low)
+        axis.hist(counted, edges, density=True, alpha=0.5, label=f"{name}, {len(v)} rows")
+    axis.set(xlabel=f"{label} (first bin: all below)", ylabel="share of rows per unit")
+    axis.legend()
     _save(figure, path)
 
 

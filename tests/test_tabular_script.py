@@ -1,0 +1,277 @@
+"""train/tabular.py as a user runs it, tiny: files, likelihood, errors, Ctrl-C and --resume."""
+
+import importlib.util
+import json
+import math
+import re
+import signal
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+import tfdde
+from tfdde import datasets, metrics, plots, serving
+
+ROOT = Path(__file__).parent.parent
+# Keras's own saving of weights makes NumPy 2 warn.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+TINY = ["--width=8", "--depth=1", "--batch-size=64", "--samples=4000", "--no-jit"]
+STEPS = ["--steps=23", "--learning-rate=0.01"]
+MEAN = np.array([5.0, -100.0, 0.0])
+COVARIANCE = np.array([[1.0, 1.6, 0.0], [1.6, 4.0, 0.003], [0.0, 0.003, 1e-4]])
+FILES = {
+    "config.json",
+    "checkpoint/best.npz",
+    "checkpoint/density.weights.h5",
+    "density.csv",
+    "density.keras",
+    "log_density.png",
+    "losses.png",
+    "result.json",
+    "validation.csv",
+}
+
+
+@pytest.fixture(scope="module")
+def tabular():
+    """The script as a module, with short epochs and validations."""
+    spec = importlib.util.spec_from_file_location("tabular", ROOT / "train/tabular.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.EPOCH, module.VALIDATED = 5, 500
+    return module
+
+
+def write(path, x, names=("a", "b", "c")):
+    np.savetxt(path, x, "%.9g", delimiter=",", header=",".join(names), comments="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, 2000).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def whole(tabular, gaussian, tmp_path_factory):
+    """The run folder of an uninterrupted run on a CSV file, which is beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = write(folder / "table.csv", gaussian)
+    assert tabular.main([f"--data={data}", *TINY, *STEPS, f"--output={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def read(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def files(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_likelihood_of_a_known_gaussian(whole, gaussian):
+    _, validation, test = datasets.split_rows(gaussian, 0)
+    result = read(whole)
+    assert result["rows"] == {"train": 1600, "validation": 200, "test": 200}
+    assert result["columns"] == ["a", "b", "c"]
+    log_z_error = result["log_partition"]["standard_error"]
+    exact = multivariate_normal(MEAN, COVARIANCE).logpdf(test)
+    # On the same rows: what is left is log Z, 9 parameters of 1,600 rows, and the blur.
+    assert abs(result["log_likelihood"] - exact.mean()) < 3 * log_z_error + 0.05
+    error = math.hypot(exact.std() / math.sqrt(200), log_z_error)
+    assert result["standard_error"] == pytest.approx(error, rel=0.1)
+    # In standardised units it is what the standardised rows would give.
+    volume = np.log(np.sqrt(np.diag(COVARIANCE))).sum()
+    assert result["in_standardized_units"] - result["log_likelihood"] == pytest.approx(
+        volume, abs=0.1
+    )
+
+
+def test_files_and_the_saved_density(whole, gaussian):
+    assert FILES | {"sigma.png"} <= files(whole)
+    result, (density, _) = read(whole), serving.load_run(whole)
+    test = datasets.split_rows(gaussian, 0)[2]
+    assert density.normalized and density.noise.sigma == result["sigma"] >= 0.05
+    again = density.log_density(test, normalized=True).numpy()
+    assert result["log_likelihood"] == pytest.approx(again.mean(dtype=float), abs=1e-4)
+    # Its integral, by importance sampling from the exact Gaussian made wider, is 1.
+    wide = multivariate_normal(MEAN, 1.5 * COVARIANCE)
+    x = wide.rvs(20_000, random_state=1)
+    log_w = density.log_density(x, normalized=True).numpy() - wide.logpdf(x)
+    error = result["log_partition"]["standard_error"]
+    assert abs(math.log(np.exp(log_w).mean())) < 3 * error < 0.15
+
+
+def test_the_script_tells_the_likelihood(tabular, whole, capsys):
+    args = [f"--data={whole.parent / 'table.csv'}", *TINY, *STEPS, f"--output={whole}"]
+    before = read(whole)
+    assert tabular.main([*args, "--resume"]) == 0  # of a run that is complete: evaluates again
+    assert read(whole) == before
+    out = capsys.readouterr().out
+    told = re.search(r"Held-out log-likelihood: (\S+) ± (\S+) nats per row in the data's", out)
+    assert float(told[1]) == pytest.approx(before["log_likelihood"], abs=1e-4)
+    assert float(told[2]) == pytest.approx(before["standard_error"], abs=1e-4)
+    # A second run does not overwrite the first, nor go on with other rows or settings.
+    assert tabular.main(args) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert tabular.main([*args, "--resume", "--seed=1"]) == 2
+    assert tabular.main([*args, "--resume", "--columns", "b", "a", "c"]) == 2
+
+
+def test_a_column_in_other_units(tabular, whole, gaussian, tmp_path):
+    """Ten times the numbers of a column: the density of a row is a tenth."""
+    data = tmp_path / "table.npy"
+    np.save(data, gaussian * np.float32([1, 10, 1]))
+    assert tabular.main([f"--data={data}", *TINY, *STEPS, f"--output={tmp_path / 'run'}"]) == 0
+    here, there = read(whole), read(tmp_path / "run")
+    assert there["sigma"] == here["sigma"]
+    fall = here["log_likelihood"] - there["log_likelihood"]
+    assert fall == pytest.approx(math.log(10), abs=1e-3)
+    both = [r["in_standardized_units"] for r in (here, there)]
+    assert both[0] == pytest.approx(both[1], abs=1e-3)
+
+
+def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
+    tabular, whole, tmp_path, monkeypatch, capfd
+):
+    def interrupt(self, batch, logs=None):
+        if self.model.optimizer.iterations.numpy() == 12:  # in the middle of an epoch
+            signal.raise_signal(signal.SIGINT)
+
+    args = [f"--data={whole.parent / 'table.csv'}", *TINY, *STEPS, f"--output={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tabular.KeepBest, "on_train_batch_end", interrupt)
+        assert tabular.main(args) == 130
+    assert "Interrupted at step 12 of 23" in capfd.readouterr().out
+    assert files(tmp_path) >= {"density.keras", "losses.png"}
+    assert "result.json" not in files(tmp_path)
+
+    assert tabular.main([*args, "--resume"]) == 0
+    assert read(tmp_path) == read(whole)
+    validation = [(folder / "validation.csv").read_text() for folder in (tmp_path, whole)]
+    assert validation[0] == validation[1] and validation[0].count("\n") == 1 + 5
+    a, b = (keras.saving.load_model(folder / "density.keras") for folder in (tmp_path, whole))
+    for v, w in zip(a.weights, b.weights, strict=True):
+        np.testing.assert_array_equal(v.numpy(), w.numpy(), err_msg=v.path)
+
+
+def test_wine_stops_early_and_without_log_z_there_is_no_likelihood(tabular, tmp_path, capsys):
+    """150 samples are too few to trust log Z."""
+    args = ["--dataset=wine", *TINY, "--samples=150", "--steps=500", "--learning-rate=0.1"]
+    assert tabular.main([*args, "--patience=2", f"--output={tmp_path}"]) == 0
+    losses = plots.read_log(tmp_path / "validation.csv")["loss"]
+    assert len(losses) == losses.argmin() + 3 < 100
+    with np.load(tmp_path / "checkpoint/best.npz") as file:
+        _, *kept = file.values()
+    density = keras.saving.load_model(tmp_path / "density.keras")
+    for v in density.trainable_variables:
+        assert any(np.array_equal(v.numpy(), w) for w in kept), v.path
+
+    result, out = read(tmp_path), capsys.readouterr().out
+    assert result["rows"] == {"train": 144, "validation": 17, "test": 17}
+    assert not density.normalized and "log_likelihood" not in result
+    assert "Held-out UNNORMALISED log-density: " in out
+    assert "NOT to be trusted" in out and "log-likelihood" not in out
+    x = datasets.load_builtin("wine", 0).x_test
+    s = density.log_density(x, normalized=False).numpy()
+    assert result["unnormalized_log_density"] == pytest.approx(s.mean(), abs=1e-3)
+
+
+def uci(rows=300):
+    x = np.random.default_rng(1).standard_normal((rows, 2)).astype(np.float32)
+    return datasets.Table(*datasets.split_rows(x, 0), ("a", "b"))
+
+
+def test_paper(tabular, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_uci", lambda name, folder: uci())
+    args = ["--dataset=power", "--paper", *TINY, "--steps=10", f"--output={tmp_path}"]
+    assert tabular.main(args) == 0
+    assert files(tmp_path) >= FILES and "sigma.png" not in files(tmp_path)
+    result, density = read(tmp_path), keras.saving.load_model(tmp_path / "density.keras")
+    assert density.normalized and density.normalization is None
+    assert density.noise.sigma == result["sigma"] == 0.05
+    assert result["log_partition"]["method"] == "importance"
+    again = density.log_density(uci().x_test, normalized=True).numpy().mean()
+    assert result["log_likelihood"] == pytest.approx(again, abs=1e-4)
+    grid, cell = metrics.grid(-6, 6, 100)
+    integral = np.exp(density.log_density(grid).numpy()).sum() * cell
+    assert abs(math.log(integral)) < 3 * result["log_partition"]["standard_error"] < 0.2
+    assert result["in_standardized_units"] == result["log_likelihood"]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "sigma"),
+    [("power", 64, 0.05), ("gas", 128, 0.04), ("hepmass", 128, 0.02), ("miniboone", 64, 0.15)],
+)
+def test_settings_of_the_paper(tabular, name, width, sigma):
+    args = tabular.parse([f"--dataset={name}", "--paper", "--depth=1", "--steps=1000"])
+    assert (args.width, args.sigma, args.sigma_max) == (width, sigma, 0.1)
+    assert tabular.parse([f"--dataset={name}", "--paper"]).depth == 25
+    density = tabular.build(args, uci().x_train)
+    if name == "miniboone":
+        assert isinstance(density.noise, tfdde.Constant)
+    else:
+        assert isinstance(density.noise, tfdde.Decay)
+        # The last level is reached, in the first three quarters of the training.
+        assert float(density.noise.at(750)) == pytest.approx(sigma)
+    assert density.noise.sigma == sigma
+    rate = density.optimizer._learning_rate
+    rates = [float(rate(step)) for step in (0, 249, 250, 999)]
+    np.testing.assert_allclose(rates, 2.5e-4 * np.array([1, 1, 1 / 2, 1 / 8]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "one of the arguments --data --dataset is required"),
+        (["--data=a.csv", "--dataset=wine"], "--dataset: not allowed with argument --data"),
+        (["--dataset=wime"], "invalid choice: 'wime'.*wine"),
+        (["--dataset=wine", "--columns", "a"], "--columns needs --data"),
+        (["--dataset=wine", "--sigma=9"], "--sigma-max 8.0 must exceed --sigma 9.0"),
+        (["--dataset=wine", "--steps=0"], "argument --steps: .*'0'"),
+    ],
+)
+def test_wrong_arguments(tabular, capsys, args, message):
+    with pytest.raises(SystemExit) as exit_:
+        tabular.main(args)
+    assert exit_.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def rows(**columns):
+    x = np.random.default_rng(0).standard_normal((100, 2))
+    for column, values in columns.items():
+        x[:, "ab".index(column)] = values
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "args", "message"),
+    [
+        (rows(b=[*range(99), math.nan]), [], "Column 'b' .* must be finite .* got NaN"),
+        (rows(a=7), [], "Column 'a' .* must vary"),
+        (rows(b=1e9 + np.arange(100)), [], "Column 'b' is constant in float32, or nearly"),
+        (rows()[:15], [], "at least 20 rows"),
+        (rows(), ["--columns", "a", "d"], "`columns` must name columns of .*, got 'd'"),
+        (rows(), ["--seed=-1"], "`seed` must be .*, got -1"),
+    ],
+)
+def test_wrong_tables_are_one_sentence(tabular, tmp_path, capsys, x, args, message):
+    data, folder = write(tmp_path / "table.csv", x, "ab"), tmp_path / "run"
+    assert tabular.main([f"--data={data}", f"--output={folder}", *args]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(f"error: .*{message}.*\n", error), error
+    assert not folder.exists()
+
+
+def test_missing_data_are_one_sentence(tabular, tmp_path, capsys):
+    nowhere = tmp_path / "nowhere.csv"
+    assert tabular.main([f"--data={nowhere}"]) == 2
+    assert capsys.readouterr().err == f"error: Table {str(nowhere)!r} does not exist.\n"
+    assert tabular.main(["--dataset=power", f"--data-dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "household_power_consumption.txt" in error
