@@ -83,11 +83,13 @@ def summary(found):
 
 
 def exact(args):
-    for kind in KINDS:
+    for kind in args.kinds:
         for n in args.n:
             levels = ladder_levels(SIGMA, TOP, n)
             methods = {
-                "ladder": lambda s, x, seed, levels=levels: ladder(s, x, levels, seed=seed)[0],
+                "ladder": lambda s, x, seed, levels=levels: ladder(
+                    s, x, levels, args.samples, seed=seed
+                )[0],
                 "importance": lambda s, x, seed: importance(s, x, SIGMA, seed=seed),
                 "annealed": lambda s, x, seed, levels=levels: annealed(s, x, levels, seed=seed),
             }
@@ -99,6 +101,8 @@ def exact(args):
                     x = mixture.sample(args.rows, [seed, 1])
                     found.append(methods[name](mixture, x, seed))
                 row = {"name": f"exact, {kind}, n = {n}, {name}", "rows": args.rows}
+                if name == "ladder":
+                    row["samples"] = args.samples
                 seconds = round((time.time() - start) / seeds, 2)
                 record.add("log_partition", {**row, **summary(found), "seconds_each": seconds})
 
@@ -143,7 +147,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("exact", "trained"))
     parser.add_argument("--n", type=int, nargs="+", default=DIMENSIONS)
-    parser.add_argument("--rows", type=int, default=10_000, help="of data given to an estimator")
+    parser.add_argument("--rows", type=int, default=50_000, help="of data given to an estimator")
+    parser.add_argument("--samples", type=int, default=10_000, help="of the ladder, a level")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=50, help="mixtures and samples, of ladder")
     parser.add_argument("--few", type=int, default=3, help="of the other methods, and trained")
     parser.add_argument("--steps", type=int, default=3_000, help="of training")

@@ -262,8 +262,11 @@ def maf(x_train, x_validation, seconds, sigma, seed):
     return _flow(build, 1e-3, (x_train, x_validation), seconds, sigma, seed)
 
 
-def train_density(dde, rows, clock, seed, rate=2e-3):
-    """Train a tfdde.DDE on rows (m, n) until the clock's budget is spent; returns the steps."""
+def train_density(dde, rows, clock, seed, rate=2e-3, held_out=None):
+    """Train a tfdde.DDE on rows (m, n) until the clock's budget is spent; returns the steps.
+
+    With held-out rows (k, n), it keeps the averaged weights that have the least loss on them.
+    """
     import keras
 
     import tfdde
@@ -271,11 +274,20 @@ def train_density(dde, rows, clock, seed, rate=2e-3):
     dde.compile(
         keras.optimizers.Adam(rate, beta_2=0.99, use_ema=True, ema_momentum=0.99), jit_compile=True
     )
-    steps = 0
+    steps, least, best = 0, math.inf, None
+    if held_out is not None:
+        held_out = np.resize(held_out, (4_096, rows.shape[1]))  # many draws of noise for each
 
     def at_batch_end(batch, logs):
-        nonlocal steps
+        nonlocal steps, least, best
         steps = batch + 1
+        if held_out is not None and steps % 25 == 0:
+            trained = dde.get_weights()
+            dde.optimizer.finalize_variable_values(dde.trainable_variables)
+            loss = dde.evaluate(held_out, batch_size=len(held_out), verbose=0)
+            if loss < least:
+                least, best = loss, dde.get_weights()
+            dde.set_weights(trained)
         share = min(clock.share, 1.0)
         warm = min(1.0, steps / 50)
         dde.optimizer.learning_rate = rate * warm * 0.5 * (1 + math.cos(math.pi * share))
@@ -287,6 +299,8 @@ def train_density(dde, rows, clock, seed, rate=2e-3):
         verbose=0,
         callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=at_batch_end)],
     )
+    if best is not None:
+        dde.set_weights(best)
     return steps
 
 
@@ -311,12 +325,13 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     rows, held_out = scale(x_train), scale(x_validation)
     n = rows.shape[1]
     noise = tfdde.LogUniform(0.05 if sigma is None else sigma, 8.0)
+    small = len(rows) < 5_000
     network = tfdde.networks.residual_mlp(
-        n, 256, 3, activation="silu", levels=True, experts=4, spread=1.0
+        n, 64 if small else 256, 3, activation="silu", levels=True, experts=4, spread=1.0
     )
     dde = tfdde.DDE(network, noise, tfdde.GaussianBase(n), antithetic=True, seed=seed)
     dde.adapt(rows)
-    steps = train_density(dde, rows, clock, seed)
+    steps = train_density(dde, rows, clock, seed, held_out=held_out if small else None)
     facts = {"steps": steps, "parameters": network.count_params()}
     start = clock.elapsed
     # A few dozen held-out rows don't suffice for log Z: its samples then start at all rows.

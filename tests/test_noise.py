@@ -42,6 +42,7 @@ def test_place_runs_from_minus_one_to_one():
     places = noise.place(tf.constant([0.1, 1.0, 10.0]))
     np.testing.assert_allclose(places, [-1, 0, 1], atol=1e-6)
     assert noise.sigma == 0.1 and noise.levels == (0.1, 10.0)
+    assert tfdde.LogUniform(0.1, 10.0, sigma=0.4).sigma == 0.4
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_place_runs_from_minus_one_to_one():
     [
         ((0.0, 1.0), "`minimum` must be a finite number > 0"),
         ((0.1, float("inf")), "`maximum` must be a finite number > 0"),
+        ((0.1, 2.0, 3.0), r"`sigma` must be in \[0.1, 2.0\]"),
         ((0.5, 0.5), r"`maximum` must exceed `minimum` \(0.5\), got 0.5"),
     ],
 )
@@ -58,7 +60,7 @@ def test_bad_ranges_are_named(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "noise", [tfdde.Constant(0.3), tfdde.Decay(2.0, 0.5, 7, 1.3), tfdde.LogUniform(0.1, 4.0)]
+    "noise", [tfdde.Constant(0.3), tfdde.Decay(2.0, 0.5, 7, 1.3), tfdde.LogUniform(0.1, 4.0, 0.3)]
 )
 def test_round_trip_of_the_config(noise):
     config = keras.saving.serialize_keras_object(noise)

@@ -310,9 +310,12 @@ class DDE(Trainer):
         rows = self.inside(tf.constant(rows)).numpy()
         found = partition.estimate(self.at, rows, self.noise, method, sigma, samples, moves, seed)
         if not found.trusted:
+            advice = "train with tfdde.LogUniform noise and use the ladder"
+            if isinstance(self.noise, LogUniform):
+                advice = "train longer, or give the network more units"
             warnings.warn(
                 f"This estimate can't be trusted, so `log_density` stays unnormalised: {found}. "
-                'Try method="annealed", or train with tfdde.LogUniform noise and use the ladder.',
+                f'Try method="annealed", or {advice}.',
                 UserWarning,
                 stacklevel=2,
             )

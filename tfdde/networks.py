@@ -198,7 +198,9 @@ def residual_mlp(
         f = keras.layers.Dense(width, activation=activation, kernel_initializer=branch)(h)
         h = ResidualSum()([h, f])
     if experts and output_shape is None:
-        logits = keras.layers.Dense(experts * components)(h)
+        # Nearly constant at first: e^s then starts at the Gaussian base, if there is one.
+        small = keras.initializers.VarianceScaling(0.01, "fan_in", "normal")
+        logits = keras.layers.Dense(experts * components, kernel_initializer=small)(h)
         return keras.Model(x, ProductOfMixtures(experts, name="s")(logits), name=name)
     return keras.Model(x, _output(h, output_shape, output_activation), name=name)
 

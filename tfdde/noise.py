@@ -150,28 +150,25 @@ class Decay:
 class LogUniform:
     """A noise level for each row, log-uniform between two: for s(x, sigma) at every level.
 
-    The levels of a batch are spread evenly, from a random start.  The density is read at
-    ``minimum`` unless another level is asked for; ``maximum`` should be well above the data's
-    own scale, so that data so blurred are nearly Gaussian.
+    The levels of a batch are spread evenly, from a random start.  ``maximum`` should be well
+    above the data's own scale, so that data so blurred are nearly Gaussian.
 
     Args:
         minimum: the lowest sigma, in the units of the data (standardised, if they are).
         maximum: the highest, > ``minimum``.
+        sigma: the level that the density is read at by default, by default ``minimum``.
 
     Raises:
-        ValueError: a level is not > 0, or ``maximum`` <= ``minimum``.
+        ValueError: a level is not > 0, ``maximum`` <= ``minimum``, or ``sigma`` is not between.
     """
 
-    def __init__(self, minimum: float, maximum: float):
+    def __init__(self, minimum: float, maximum: float, sigma: float | None = None):
         self.minimum = check_positive(minimum, "minimum")
         self.maximum = check_positive(maximum, "maximum")
         if self.maximum <= self.minimum:
             raise ValueError(f"`maximum` must exceed `minimum` ({self.minimum}), got {maximum}.")
-
-    @property
-    def sigma(self) -> float:
-        """The level that the density is read at by default."""
-        return self.minimum
+        self.sigma = self.minimum
+        self.sigma = check_level(self, sigma)
 
     @property
     def levels(self) -> tuple[float, float]:
@@ -196,14 +193,15 @@ class LogUniform:
         return (2.0 * tf.math.log(sigma) - (low + high)) / (high - low)
 
     def get_config(self) -> dict[str, Any]:
-        return {"minimum": self.minimum, "maximum": self.maximum}
+        return {"minimum": self.minimum, "maximum": self.maximum, "sigma": self.sigma}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LogUniform:
         return cls(**config)
 
     def __repr__(self) -> str:
-        return f"LogUniform(minimum={self.minimum}, maximum={self.maximum})"
+        level = f", sigma={self.sigma}" if self.sigma != self.minimum else ""
+        return f"LogUniform(minimum={self.minimum}, maximum={self.maximum}{level})"
 
 
 Noise = Constant | Decay | LogUniform

@@ -349,11 +349,17 @@ def _points(density: DDE, generator: Generator | None) -> tuple[np.ndarray, np.n
     """Rows to compare at: two sets of 64, near the data as far as is known, and far away."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((64, *density.data_shape), np.float32)
+    mean, scale = np.zeros(()), np.ones(())
+    if density.normalization is not None:
+        mean, scale = (
+            np.broadcast_to(v, (1, *density.data_shape))
+            for v in (density.normalization.mean, np.sqrt(density.normalization.variance))
+        )
     if generator is not None:
         near = generator.sample(64, seed=0).numpy() + np.float32(density.noise.sigma) * noise
     else:
-        near = noise
-    return near, 10.0 * noise
+        near = (mean + scale * noise).astype(np.float32)
+    return near, (mean + 10.0 * scale * noise).astype(np.float32)
 
 
 @contextlib.contextmanager

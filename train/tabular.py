@@ -183,7 +183,7 @@ def log_density(dde, x, **kwargs):
 
 
 def normalise(args, dde, table, path):
-    """The density read at the level, of those with a trusted log Z, that validation likes best."""
+    """Read the density at the level, of those with a trusted log Z, that validation likes best."""
     x, x_validation = table.x_train, table.x_validation
     few = len(x_validation) < ENOUGH
     starts = np.asarray(dde.inside(np.concatenate([x, x_validation]) if few else x_validation))
@@ -203,16 +203,8 @@ def normalise(args, dde, table, path):
     if len(found) > 1:
         curves = {"training rows": likelihoods(x), "validation rows": validation}
         plots.likelihood_by_level(path, [f.sigma for f in found], curves, best.sigma)
-    if best.sigma > dde.noise.sigma:
-        # A model is read at its lowest level: the network's own level is counted from there.
-        place = float(dde.noise.place(np.float32(best.sigma)))
-        inputs = [keras.Input(v.shape[1:], name=v.name) for v in dde.network.inputs]
-        level = keras.layers.Rescaling((1 - place) / 2, (1 + place) / 2)(inputs[1])
-        network = keras.Model(inputs, dde.network([inputs[0], level]))
-        noise = tfdde.LogUniform(best.sigma, dde.noise.maximum)
-        dde = tfdde.DDE(network, noise, dde.base, dde.normalization, antithetic=True, seed=dde.seed)
+        dde.noise = tfdde.LogUniform(args.sigma, args.sigma_max, best.sigma)
     dde.partition = best
-    return dde
 
 
 @runs.command
@@ -238,10 +230,10 @@ def main(argv=None):
     losses, weights = best.read()
     dde.set_weights(weights)
     print(f"Validation was best after epoch {losses.argmin() + 1} of {len(losses)}: kept that.")
-    density = normalise(args, dde, table, run / "sigma.png")
-    run.save("density", density)
-    log_z, known = density.partition, density.normalized
-    test, train = (log_density(density, rows, normalized=known) for rows in (x_test, x[:CHUNK]))
+    normalise(args, dde, table, run / "sigma.png")
+    run.save("density", dde)
+    log_z, known = dde.partition, dde.normalized
+    test, train = (log_density(dde, rows, normalized=known) for rows in (x_test, x[:CHUNK]))
     kind = "log-likelihood" if known else "UNNORMALISED log-density"
     rows = {"training rows": train, "test rows": test}
     plots.histograms(run / "log_density.png", rows, f"{kind} in nats")
