@@ -70,7 +70,8 @@ def test_one_step_is_algorithm_1():
         np.testing.assert_array_equal(a, b)  # s_p is frozen
 
 
-def test_one_step_with_many_levels():
+@pytest.mark.parametrize("relative", [False, True])
+def test_one_step_with_many_levels(relative):
     """Every row has its own sigma, another one in each update; the pull is weighed by sigma."""
     noise = tfdde.LogUniform(0.2, 2.0)
 
@@ -80,13 +81,23 @@ def test_one_step_with_many_levels():
             for k in (1, 2)
         )
         g = networks.residual_mlp(LATENT, 16, 2, output_shape=2)
-        return tfdde.Generator(g, s_p, s_q, LATENT, dde_steps=1, seed=3)
+        return tfdde.Generator(
+            g, s_p, s_q, LATENT, dde_steps=1, relative=relative, level_power=2.0, seed=3
+        )
 
     model, again = many(), many()
     model.compile(keras.optimizers.SGD(0.05), dde_optimizer=keras.optimizers.SGD(0.1))
     for a, b in zip(again.weights, model.weights, strict=True):
         a.assign(b)
     g, s_p, s_q, rows = again.generator, again.data_dde, again.generated_dde, 8
+
+    def s_of_q(y, sigma):
+        if not relative:
+            return s_q.at(y, sigma)
+        place = 2 * tf.math.log(sigma / 0.2) / np.log(10.0) - 1
+        f = s_q.network([y / tf.sqrt(1 + sigma[:, None] ** 2), place[:, None]])
+        return f[:, 0] + s_p.at(y, sigma)
+
     y = g(random.normal((rows, LATENT), 3, 0, Stream.LATENT_DENSITY))
     epsilon = random.normal((rows, 2), 2, 0, Stream.DENSITY_NOISE)
     sigma = noise.draw(rows, 3, 0, Stream.GENERATED_LEVEL)
@@ -94,7 +105,7 @@ def test_one_step_with_many_levels():
         noisy = y + sigma[:, None] * epsilon
         with tf.GradientTape() as inner:
             inner.watch(noisy)
-            s = s_q.at(noisy, sigma)
+            s = s_of_q(noisy, sigma)
         residual = sigma[:, None] * inner.gradient(s, noisy) + epsilon
         loss = tf.reduce_mean(tf.reduce_sum(residual**2, 1)) / 2
     v = s_q.network.trainable_variables
@@ -106,7 +117,7 @@ def test_one_step_with_many_levels():
     assert len(set(sigma.numpy())) == rows
     with tf.GradientTape() as tape:
         y = g(z) + sigma[:, None] * epsilon
-        kl = tf.reduce_mean(sigma / 0.2 * (s_q.at(y, sigma) - s_p.at(y, sigma)))
+        kl = tf.reduce_mean((sigma / 0.2) ** 2 * (s_of_q(y, sigma) - s_p.at(y, sigma)))
     v = g.trainable_variables
     for w, d in zip(v, tape.gradient(kl, v), strict=True):
         w.assign_sub(0.05 * d)

@@ -111,6 +111,7 @@ class DDE(Trainer):
         self.time_weight = float(time_weight)
         self.seed = random.check_seed(seed)
         self.partition: LogPartition | None = None
+        self._objective: Callable = self.at
         self.loss_tracker = keras.metrics.Mean(name="loss")
         if normalization is not None and not normalization.built:
             normalization.build((None, *self.data_shape))
@@ -165,8 +166,15 @@ class DDE(Trainer):
         self.optimizer.build(self.network.trainable_variables)
         self.prepare(self.maybe_jit)
 
-    def prepare(self, compiler: Callable) -> None:
-        """Trace loss and gradients through ``compiler``, of the model that trains this one."""
+    def prepare(self, compiler: Callable, under: Callable | None = None) -> None:
+        """Trace loss and gradients through ``compiler``, of the model that trains this one.
+
+        With ``under``, a log-density of (x, sigma), the network is trained to correct that one
+        instead of the base.
+        """
+        self._objective = self.at
+        if under is not None:
+            self._objective = lambda x, sigma: self.correction(x, sigma) + under(x, sigma)
         self._gradients = compiler(self._loss_and_gradients)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -193,8 +201,8 @@ class DDE(Trainer):
         scale = tf.reshape(self._log_scale(), (1,))
         return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), scale), axis=-1)
 
-    def at(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """s of standardised rows at noise level ``sigma``, () or (batch,): shape (batch,)."""
+    def correction(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        """The network's part of ``at``, without the base's."""
         if isinstance(self.noise, LogUniform):
             assert self.base is not None  # the constructor's default
             place = self.noise.place(sigma)
@@ -203,7 +211,11 @@ class DDE(Trainer):
             s = self.network([self.base.scaled(x, sigma), column])
         else:
             s = self.network(x)
-        s = tf.squeeze(s, axis=-1)
+        return tf.squeeze(s, axis=-1)
+
+    def at(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        """s of standardised rows at noise level ``sigma``, () or (batch,): shape (batch,)."""
+        s = self.correction(x, sigma)
         # add_n, since the gradient of "+" with a dynamic batch is beyond TFLite.
         return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
 
@@ -214,9 +226,9 @@ class DDE(Trainer):
         time-score matching.
         """
         if isinstance(self.noise, LogUniform) and self.time_weight:
-            space, time = joint_loss(self.at, x, epsilon, sigma)
+            space, time = joint_loss(self._objective, x, epsilon, sigma)
             return (space + self.time_weight * time) / (1.0 + self.time_weight)
-        return dde_loss(lambda y: self.at(y, sigma), x, epsilon, sigma)
+        return dde_loss(lambda y: self._objective(y, sigma), x, epsilon, sigma)
 
     def minimize(
         self, x: tf.Tensor, optimizer: Any, sigma: tf.Tensor

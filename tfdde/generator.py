@@ -41,6 +41,12 @@ class Generator(Trainer):
         latent_dim: dimensions of z.
         dde_steps: updates of s_q for each update of g.
         data_steps: updates of s_p for each update of g, if it is trained along.
+        relative: let the generated DDE's network learn s_q - s_p instead of s_q.  What it cannot
+            express is then a small difference, of which the generator sees no more than that;
+            a frozen s_p costs s_q's updates about half as much again.  ``generated_dde`` by
+            itself is no density then.
+        level_power: with ``LogUniform`` noise, levels are weighed by (sigma / minimum) to this
+            power; the optimum is the same.
         seed: integer in [0, 2**31) that fixes latents and noise; by default drawn.
 
     Raises:
@@ -55,6 +61,8 @@ class Generator(Trainer):
         latent_dim: int = 16,
         dde_steps: int = 10,
         data_steps: int = 1,
+        relative: bool = False,
+        level_power: float = 1.0,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -62,6 +70,10 @@ class Generator(Trainer):
         self.latent_dim = check_integer(latent_dim, "latent_dim")
         self.dde_steps = check_integer(dde_steps, "dde_steps")
         self.data_steps = check_integer(data_steps, "data_steps")
+        self.relative = bool(relative)
+        if not np.isfinite(level_power):
+            raise ValueError(f"`level_power` must be a finite number, got {level_power!r}.")
+        self.level_power = float(level_power)
         self.seed = random.check_seed(seed)
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
             if not isinstance(dde, DDE):
@@ -94,7 +106,6 @@ class Generator(Trainer):
                 "`data_dde` and `generated_dde` must have the same noise level, or range of "
                 f"levels, got {data_dde.noise!r} and {generated_dde.noise!r}."
             )
-        self.level_power = 1.0
         self.generator = generator
         self.data_dde = data_dde
         self.generated_dde = generated_dde
@@ -146,8 +157,8 @@ class Generator(Trainer):
         if self.data_optimizer is not None:
             self.data_optimizer.build(self.data_dde.network.trainable_variables)
         self._descend = self.maybe_jit(self._loss_and_gradients)
-        for dde in (self.data_dde, self.generated_dde):
-            dde.prepare(self.maybe_jit)
+        self.data_dde.prepare(self.maybe_jit)
+        self.generated_dde.prepare(self.maybe_jit, self.data_dde.at if self.relative else None)
 
     def call(self, z: tf.Tensor) -> tf.Tensor:
         """g(z), shape (batch, *data_shape)."""
@@ -206,11 +217,14 @@ class Generator(Trainer):
         """w(sigma) (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
         x = self.generator(z)
         y = x + per_row(sigma, x) * epsilon
-        difference = self.generated_dde.at(y, sigma) - self.data_dde.at(y, sigma)
+        if self.relative:
+            difference = self.generated_dde.correction(y, sigma)
+        else:
+            difference = self.generated_dde.at(y, sigma) - self.data_dde.at(y, sigma)
         noise = self.data_dde.noise
         if not isinstance(noise, LogUniform):
             return difference
-        # The scores differ by something like 1 / sigma: so every level pulls alike.
+        # The scores differ by something like 1 / sigma: with 1, every level pulls alike.
         return tf.pow(sigma / noise.minimum, self.level_power) * difference
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -285,6 +299,8 @@ class Generator(Trainer):
             "latent_dim": self.latent_dim,
             "dde_steps": self.dde_steps,
             "data_steps": self.data_steps,
+            "relative": self.relative,
+            "level_power": self.level_power,
             "seed": self.seed,
             "name": self.name,
         }
