@@ -62,7 +62,9 @@ def main():
     parser.add_argument("--sigma", type=float, required=True)
     parser.add_argument("--output", help="keep the run in this folder")
     args, more = parser.parse_known_args()
-    only = ["--generator-steps", "0"] if args.what == "density" else ["--preset", "quick"]
+    only = ["--generator-steps", "0"]
+    if args.what == "generator":
+        only = ["--preset", "quick", "--steps", "6000", "--generator-steps", "6000"]
     given = ["--dataset", args.dataset, "--sigma", str(args.sigma), *only, *more]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"

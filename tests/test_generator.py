@@ -130,6 +130,26 @@ def test_one_step_with_many_levels(relative):
     assert model.evaluate(data(64), verbose=0) == model.evaluate(data(64), verbose=0)
 
 
+def test_averages_of_the_weights_are_the_generators():
+    """`use_ema`: at the end g has the averages; the densities keep their own weights."""
+
+    def after(steps, **kwargs):
+        keras.utils.set_random_seed(1)
+        model = make()
+        model.compile(keras.optimizers.SGD(0.1, **kwargs), dde_optimizer="sgd")
+        model.fit(data(32), batch_size=16, steps_per_epoch=steps, verbose=0)
+        return model
+
+    first, plain, averaged = after(1), after(2), after(2, use_ema=True, ema_momentum=0.25)
+    for w, one, two in zip(
+        *(m.generator.get_weights() for m in (averaged, first, plain)), strict=True
+    ):
+        np.testing.assert_allclose(w, 0.25 * one + 0.75 * two, atol=1e-6)
+    for name in ("data_dde", "generated_dde"):
+        for a, b in zip(getattr(averaged, name).weights, getattr(plain, name).weights, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
 def test_generator_gradient_descends_the_kl_of_gaussians():
     """With exact s_p and s_q the gradient is that of KL(q~ || p~), in closed form for Gaussians."""
     model = tfdde.Generator(

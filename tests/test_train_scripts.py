@@ -73,11 +73,11 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_toy(script, tmp_path, capsys, frozen):
+@pytest.mark.parametrize("one_level", [False, True])
+def test_toy(script, tmp_path, capsys, one_level):
     toy, folder = script("toy"), tmp_path / "run"
-    start = ["--sigma-start=0.2"] if frozen else []
-    args = [*TOY, "--steps=6", "--generator-steps=5", *start, f"--output={folder}"]
+    top = ["--sigma-max=0.2"] if one_level else []
+    args = [*TOY, "--steps=6", "--generator-steps=5", *top, f"--output={folder}"]
     assert toy.main(args) == 0
     assert files(folder) >= EXPECTED | {"density.png"}
     kl = re.search(r"KL\(exact \|\| normalised DDE\) = (\S+) nats", capsys.readouterr().out)
