@@ -41,8 +41,11 @@ class DDE(Trainer):
     With ``LogUniform`` noise it is s(x, sigma) of all levels in one: the network has a second
     input ``level`` and sees x centred and scaled by the base at that level.
 
-    >>> network = tfdde.networks.residual_mlp(8, 256, 6, levels=True)
-    >>> dde = tfdde.DDE(network, noise=tfdde.LogUniform(0.1, 8.0))
+    >>> network = tfdde.networks.residual_mlp(
+    ...     8, 256, 3, activation="silu", levels=True, experts=4, spread=1.0
+    ... )
+    >>> dde = tfdde.DDE(network, noise=tfdde.LogUniform(0.1, 8.0), antithetic=True)
+    >>> dde.adapt(x)
 
     Args:
         network: Keras model (batch, *shape) -> (batch, 1), twice differentiable almost
