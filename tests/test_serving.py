@@ -15,7 +15,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import tfdde
-from tfdde import serving
+from tfdde import networks, serving
 from tfdde.base import GaussianBase
 from tfdde.counter import counter_normal
 
@@ -110,6 +110,28 @@ def test_tflite_equals_keras(exported, n):
         got = call["sample"](num=np.int32(n), seed=np.int32(seed))["x"]
         z = counter_normal(tf.constant(n), 3, tf.constant(seed))
         np.testing.assert_allclose(got, generator.decode(z), atol=2e-6)
+
+
+def test_a_normalised_density_of_many_levels_is_exported_as_such(tmp_path):
+    data = rows((3,), 500) * np.float32([1, 10, 100]) + 7
+    network = networks.residual_mlp(3, 8, 2, activation="silu", levels=True, experts=2)
+    noise = tfdde.LogUniform(0.1, 4.0, sigma=0.3)
+    dde = tfdde.DDE(network, noise, normalization=keras.layers.Normalization())
+    dde.adapt(data)
+    dde.partition = tfdde.LogPartition(2.0, 0.05, 1.9, 2.1, 900.0, "ladder", 0.3)
+    saved, _ = serving.export_savedmodel(tmp_path / "saved", dde)
+    lite, _ = serving.export_tflite(tmp_path / "model.tflite", dde)
+    expected = dde.log_density(data, sigma=0.3, normalized=True).numpy()
+    loaded = tf.saved_model.load(str(saved))
+    got = loaded.signatures["log_density"](x=tf.constant(data))["log_density"]
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    interpreter = Interpreter(model_path=str(lite))
+    assert_close(interpreter.get_signature_runner("log_density")(x=data)["log_density"], expected)
+    assert_close(interpreter.get_signature_runner("score")(x=data)["score"], dde.score(data))
+    for path in (saved / "assets.extra" / "tfdde.json", lite.with_name("model.tflite.json")):
+        about = json.loads(path.read_text())
+        assert about["normalized"] is True and about["sigma"] == 0.3
+        assert about["log_partition"] == dde.partition.get_config()
 
 
 def test_measured_errors_are_reported_and_stored(exported):
