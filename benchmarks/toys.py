@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--sigma", type=float, required=True)
     parser.add_argument("--output", help="keep the run in this folder")
     args, more = parser.parse_known_args()
-    only = ["--generator-steps", "0"]
+    only = ["--generator-steps", "0", "--sigma-max", str(args.sigma)]  # one level, as in the paper
     if args.what == "generator":
         only = ["--preset", "quick", "--steps", "6000", "--generator-steps", "6000"]
     given = ["--dataset", args.dataset, "--sigma", str(args.sigma), *only, *more]

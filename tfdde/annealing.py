@@ -52,7 +52,7 @@ class Moves:
             momentum = tf.random.stateless_normal(tf.shape(y), seeds[0])
             proposal, new_s, new_score = y, s, score
             p = momentum
-            for _ in range(LEAPFROGS):
+            for _ in tf.range(LEAPFROGS):
                 p += 0.5 * step * new_score
                 proposal += step * p
                 new_s, new_score = self._value_and_score(proposal, level)

@@ -164,8 +164,9 @@ class Trainer(keras.Model):
             )
 
         def on_iterator(iterator: Any) -> Any:
-            for _ in tf.range(repeats - 1):
-                on_batch(next(iterator))
+            if repeats > 1:  # else the loop's body would be traced for nothing
+                for _ in tf.range(repeats - 1):
+                    on_batch(next(iterator))
             return on_batch(next(iterator))
 
         if self.run_eagerly:
