@@ -54,7 +54,7 @@ class Product(keras.layers.Layer):
 
 def network_of(name, n):
     def trunk(**kwargs):
-        kwargs = {"activation": "silu", "levels": True, "spread": 1.0, **kwargs}
+        kwargs = {"activation": "silu", "levels": True, "spread": 1.5, **kwargs}
         return networks.residual_mlp(n, 256, 3, **kwargs)
 
     if name in ("plain", "base"):
@@ -88,6 +88,7 @@ def main():
             network = network_of(name, x.shape[1])
             dde = kind(network, tfdde.LogUniform(SIGMA, 8.0), antithetic=True, seed=args.seed)
             dde.adapt(x)
+            dde.start_at_independent_components(x)
             steps = peers.train_density(dde, x, peers.Clock(args.seconds), args.seed)
             log_z = dde.log_partition(fresh)
             gap = truth - dde.log_density(y, normalized=True).numpy()

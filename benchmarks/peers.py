@@ -326,11 +326,14 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     n = rows.shape[1]
     noise = tfdde.LogUniform(0.05 if sigma is None else sigma, 8.0)
     small = len(rows) < 5_000
+    width = 64 if small else 256
     network = tfdde.networks.residual_mlp(
-        n, 64 if small else 256, 3, activation="silu", levels=True, experts=4, spread=1.0
+        n, width, 3, activation="silu", levels=True, experts=4, spread=1.5
     )
     dde = tfdde.DDE(network, noise, tfdde.GaussianBase(n), antithetic=True, seed=seed)
     dde.adapt(rows)
+    if n <= width:
+        dde.start_at_independent_components(rows)
     steps = train_density(dde, rows, clock, seed, held_out=held_out if small else None)
     facts = {"steps": steps, "parameters": network.count_params()}
     start = clock.elapsed

@@ -175,3 +175,44 @@ class TestGaussianBase:
     def test_bad_data(self, x):
         with pytest.raises(ValueError, match="`x` must"):
             tfdde.GaussianBase(2).adapt(x)
+
+
+def independent_rows(n, rows=20_000):
+    """Two-sided exponential and two-valued sources under a rotation, of unit variance."""
+    rng = np.random.default_rng(0)
+    sources = rng.laplace(size=(rows, n)) / np.sqrt(2)
+    sources[:, ::2] = rng.choice([-1.0, 1.0], (rows, (n + 1) // 2)) * 0.95
+    sources[:, ::2] += np.sqrt(1 - 0.95**2) * rng.standard_normal((rows, (n + 1) // 2))
+    rotation = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    return (sources @ rotation.T).astype("float32"), rotation
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_independent_components_are_the_first_layers_directions(levels):
+    x, rotation = independent_rows(12)
+    network = networks.residual_mlp(12, width=40, depth=1, levels=levels, spread=1.5)
+    before, offsets = first_layer(network)
+    networks.start_at_independent_components(network, x)
+    kernel, same = first_layer(network)
+    np.testing.assert_array_equal(same, offsets)
+    np.testing.assert_array_equal(kernel[12:], before[12:])  # the noise level's row
+    cosines = np.abs(rotation.T @ kernel[:12]) / np.linalg.norm(kernel[:12], axis=0)
+    assert cosines.max(axis=0).min() > 0.98  # each unit sees one source ...
+    assert set(cosines.argmax(axis=0)) == set(range(12))  # ... and each source is seen
+    np.testing.assert_allclose(
+        (x @ kernel[:12]).std(axis=0), np.linalg.norm(before[:12], axis=0), rtol=0.01
+    )
+
+
+def first_layer(network):
+    return next(d for d in network.layers if isinstance(d, keras.layers.Dense)).get_weights()
+
+
+def test_independent_components_of_what_they_cannot_serve():
+    x = independent_rows(3, rows=50)[0]
+    with pytest.raises(ValueError, match=r"at least as many units as entries.* 2 units"):
+        networks.start_at_independent_components(networks.residual_mlp(3, width=2, depth=1), x)
+    with pytest.raises(ValueError, match=r"flat rows"):
+        networks.start_at_independent_components(networks.residual_mlp((3, 1), width=4), x)
+    with pytest.raises(ValueError, match=r"`x` must have shape \(rows, 4\)"):
+        networks.start_at_independent_components(networks.residual_mlp(4, depth=1), x)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde.checks import check_integer, check_positive
+from tfdde.checks import check_integer, check_positive, check_rows
 
 Shape = int | tuple[int, ...]
 
@@ -268,6 +269,55 @@ def start_at_principal_components(network: keras.Model, x: Any) -> None:
     kernel *= 0.1
     kernel[:latents] = components / np.maximum(mean * (1 - mean), 0.05)
     output.set_weights([kernel, np.log(mean / (1 - mean))])
+
+
+def start_at_independent_components(network: keras.Model, x: Any, seed: int = 0) -> None:
+    """Point each unit of a ``residual_mlp``'s first layer along one independent component.
+
+    In many dimensions a random direction shows next to nothing of what is not Gaussian, and
+    training is long in turning towards those that do; FastICA (Hyvärinen 1999) finds them in
+    about a second.  Only directions change: scales and offsets of the units stay as they are.
+
+    Args:
+        network: a ``residual_mlp`` of flat rows, not yet trained, with at least as many units
+            as the rows have entries.
+        x: rows as the network sees them, shape (rows, n), without a degenerate direction.
+        seed: of FastICA's own start.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: the network is not of that kind, or ``x`` does not fit it.
+    """
+    try:
+        from sklearn.decomposition import FastICA
+        from sklearn.exceptions import ConvergenceWarning
+    except ImportError:
+        raise ImportError(
+            "Independent components need scikit-learn: pip install tfdde[tables]."
+        ) from None
+    first = next((d for d in network.layers if isinstance(d, keras.layers.Dense)), None)
+    shapes = network.input_shape
+    shape = shapes[0] if isinstance(shapes, list) else shapes
+    if first is None or len(shape) != 2 or first.units < shape[1]:
+        raise ValueError(
+            "`network` must be a residual_mlp of flat rows with at least as many units as "
+            f"entries, got {network.name!r} with input {shape} and "
+            f"{getattr(first, 'units', 'no')} units."
+        )
+    rows = check_rows(x, "x", shape[1:])
+    if len(rows) <= shape[1]:
+        raise ValueError(f"`x` must have more rows than its {shape[1]} entries, got {len(rows)}.")
+    ica = FastICA(whiten="unit-variance", max_iter=200, tol=1e-3, random_state=seed)
+    with warnings.catch_warnings():
+        # Not quite converged is good enough to start at.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ica.fit(rows)
+    kernel, offsets = first.get_weights()
+    columns = kernel[: shape[1]]  # a row for the noise level may follow
+    scale = np.linalg.norm(columns, axis=0) * np.sign(columns[0])
+    take = np.arange(first.units) % len(ica.components_)
+    kernel[: shape[1]] = ica.components_[take].T * scale
+    first.set_weights([kernel, offsets])
 
 
 def check_scalar(network: Any, levels: bool) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfdde import networks
 from tfdde.annealing import Moves
@@ -139,6 +138,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
             antithetic=True,
             seed=seeds[1],
         )
+        if X.shape[1] <= min(self.width, len(train) // 5):
+            dde.start_at_independent_components(train)
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         dde.compile(keras.optimizers.Adam(schedule, use_ema=True))
         batches = stream(train, batch_size, seeds[1])
@@ -246,14 +247,13 @@ def _normalization(X: np.ndarray, sigma: float) -> keras.layers.Normalization:  
 
 
 def _network(columns: int, width: int, depth: int, seed: int) -> keras.Model:
-    """A network of all levels that starts at 0, where the density is the Gaussian base."""
+    """A network of all levels."""
     # Keras draws the initializers' seeds from Python's generator, whose state is the user's.
     state = random.getstate()
     random.seed(seed)
     try:
-        network = networks.residual_mlp(columns, width, depth, levels=True)
+        return networks.residual_mlp(
+            columns, width, depth, activation="silu", levels=True, experts=4, spread=1.5
+        )
     finally:
         random.setstate(state)
-    kernel = network.get_layer("s").kernel
-    kernel.assign(tf.zeros_like(kernel))
-    return network

@@ -122,9 +122,9 @@ def build(args, x):
         quarter = max(1, args.steps // 4)
         rate = decay.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
     else:
-        network = networks.residual_mlp(n, args.width, args.depth, activation="silu", levels=True)
-        output = network.get_layer("s").kernel
-        output.assign(np.zeros(output.shape))  # s starts at the Gaussian base
+        network = networks.residual_mlp(
+            n, args.width, args.depth, activation="silu", levels=True, experts=4, spread=1.5
+        )
         noise = tfdde.LogUniform(args.sigma, args.sigma_max)
         rate = decay.CosineDecay(args.learning_rate, args.steps)
     # The UCI sets are standardised already.
@@ -132,6 +132,8 @@ def build(args, x):
     base = tfdde.GaussianBase(n)
     dde = tfdde.DDE(network, noise, base, normalization, antithetic=True, seed=args.seed)
     dde.adapt(x)
+    if not args.paper and n <= args.width:
+        dde.start_at_independent_components(x)
     # The weights are averaged over about 100 steps.
     adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
     dde.compile(adam, jit_compile=args.jit)
