@@ -54,7 +54,7 @@ class Product(keras.layers.Layer):
 
 def network_of(name, n):
     def trunk(**kwargs):
-        kwargs = {"activation": "silu", "levels": True, "spread": 1.5, **kwargs}
+        kwargs = {"activation": "silu", "levels": True, **kwargs}
         return networks.residual_mlp(n, 256, 3, **kwargs)
 
     if name in ("plain", "base"):

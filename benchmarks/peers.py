@@ -327,9 +327,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     noise = tfdde.LogUniform(0.05 if sigma is None else sigma, 8.0)
     small = len(rows) < 5_000
     width = 64 if small else 256
-    network = tfdde.networks.residual_mlp(
-        n, width, 3, activation="silu", levels=True, experts=4, spread=1.5
-    )
+    network = tfdde.networks.residual_mlp(n, width, 3, activation="silu", levels=True, experts=4)
     dde = tfdde.DDE(network, noise, tfdde.GaussianBase(n), antithetic=True, seed=seed)
     dde.adapt(rows)
     if n <= width:

@@ -344,3 +344,33 @@ def test_checkpoint_refuses_weights_that_are_not_finite(tmp_path):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
     with pytest.raises(ValueError, match=r"`path` must end in '.weights.h5', got"):
         tfdde.Checkpoint(tmp_path / "state.h5")
+
+
+@pytest.mark.parametrize("noise", [tfdde.LogUniform(0.1, 4.0), tfdde.Constant(0.1)])
+def test_start_at_the_independent_components_of_what_the_network_sees(noise):
+    levels = isinstance(noise, tfdde.LogUniform)
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    units = np.geomspace(0.01, 100, 6)
+    x = (rng.laplace(size=(20_000, 6)) @ rotation.T * units + 5).astype("float32")
+    dde = tfdde.DDE(
+        networks.residual_mlp(6, 8, 1, levels=levels),
+        noise,
+        normalization=keras.layers.Normalization(),
+        seed=0,
+    )
+    dde.adapt(x)
+    before = dde.network.get_weights()
+    dde.start_at_independent_components(x)
+    kernel = dde.network.get_weights()[0][:6]
+    cosines = np.abs(rotation.T @ kernel) / np.linalg.norm(kernel, axis=0)
+    assert cosines.max(axis=0).min() > 0.98
+    assert set(cosines.argmax(axis=0)) == set(range(6))
+    # The units' scale for rows as the network sees them, noise included, is as it was.
+    seen = dde.inside(tf.constant(x)).numpy() + 0.1 * rng.standard_normal(x.shape)
+    if levels:
+        seen /= np.sqrt(1.01)
+    scale = np.linalg.norm(before[0][:6], axis=0)
+    np.testing.assert_allclose((seen @ kernel).std(axis=0), scale, rtol=0.02)
+    with pytest.raises(ValueError, match="`x` must have shape"):
+        dde.start_at_independent_components(x[:, :5])

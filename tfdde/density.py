@@ -44,10 +44,11 @@ class DDE(Trainer):
     input ``level`` and sees x centred and scaled by the base at that level.
 
     >>> network = tfdde.networks.residual_mlp(
-    ...     8, 256, 3, activation="silu", levels=True, experts=4, spread=1.0
+    ...     8, 256, 3, activation="silu", levels=True, experts=4
     ... )
     >>> dde = tfdde.DDE(network, noise=tfdde.LogUniform(0.1, 8.0), antithetic=True)
     >>> dde.adapt(x)
+    >>> dde.start_at_independent_components(x)
 
     Args:
         network: Keras model (batch, *shape) -> (batch, 1), twice differentiable almost

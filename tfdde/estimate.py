@@ -41,6 +41,15 @@ class LogPartition:
     method: str
     sigma: float
 
+    @classmethod
+    def around(
+        cls, value: float, error: float, effective_sample_size: float, method: str, sigma: float
+    ) -> LogPartition:
+        """An estimate whose interval is that of a normal error."""
+        value, error, size = float(value), float(error), float(effective_sample_size)
+        half = QUANTILE * error
+        return cls(value, error, value - half, value + half, size, method, float(sigma))
+
     @property
     def trusted(self) -> bool:
         """Whether a log-likelihood may be built on it: enough effective samples, a small error."""

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from tfdde.annealing import Moves
-from tfdde.estimate import QUANTILE, Evaluator, Gaussian, LogDensity, LogPartition
+from tfdde.estimate import Evaluator, Gaussian, LogDensity, LogPartition
 from tfdde.random import Stream
 
 
@@ -171,11 +171,7 @@ def ladder(
     out = []
     for k in range(len(sigmas) - 1, -1, -1):
         error = math.sqrt(np.square(influence).sum() + independent)
-        half = QUANTILE * error
-        estimate = LogPartition(
-            float(value), error, value - half, value + half, size, "ladder", float(sigmas[k])
-        )
-        out.append(estimate)
+        out.append(LogPartition.around(value, error, size, "ladder", sigmas[k]))
         if k == 0:
             break
         lower = draw(k - 1)

@@ -59,10 +59,7 @@ def importance(
     log_second = logsumexp(log_w_data) - math.log(len(rows)) - value
     size = min(samples**2 / np.square(w).sum(), samples * math.exp(-max(log_second, 0.0)))
     error = w.std() / math.sqrt(samples)
-    half = QUANTILE * error
-    return LogPartition(
-        float(value), float(error), value - half, value + half, float(size), "importance", sigma
-    )
+    return LogPartition.around(value, error, size, "importance", sigma)
 
 
 def annealed(

@@ -253,7 +253,7 @@ def _network(columns: int, width: int, depth: int, seed: int) -> keras.Model:
     random.seed(seed)
     try:
         return networks.residual_mlp(
-            columns, width, depth, activation="silu", levels=True, experts=4, spread=1.5
+            columns, width, depth, activation="silu", levels=True, experts=4
         )
     finally:
         random.setstate(state)

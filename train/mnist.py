@@ -98,12 +98,6 @@ def parse(argv, dataset):
     return args
 
 
-def adam(learning_rate, steps, **kwargs):
-    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power=0.5)
-    # Little momentum: what s_q and g follow is moving.
-    return keras.optimizers.Adam(schedule, beta_1=0.5, beta_2=0.99, **kwargs)
-
-
 def noise_for(args):
     if args.sigma_start == args.sigma:
         return tfdde.Constant(args.sigma)
@@ -148,7 +142,7 @@ def main(argv=None, dataset="mnist"):
     with strategy.scope():
         density = density_of(args.seed)
         if not along:
-            density.compile(adam(args.learning_rate, args.steps), jit_compile=args.jit)
+            density.compile(runs.adam(args.learning_rate, args.steps), jit_compile=args.jit)
         images = dense_block(args.latent_dim, output_shape=x.shape[1:], output_activation="sigmoid")
         networks.start_at_principal_components(images, x)
         generator = tfdde.Generator(
@@ -160,10 +154,10 @@ def main(argv=None, dataset="mnist"):
             data_steps=args.data_steps,
             seed=args.seed + 2,
         )
-        data_adam = adam(args.learning_rate, args.generator_steps * args.data_steps)
+        data_adam = runs.adam(args.learning_rate, args.generator_steps * args.data_steps)
         generator.compile(
-            adam(args.generator_learning_rate, args.generator_steps),
-            dde_optimizer=adam(args.dde_learning_rate, args.generator_steps * args.dde_steps),
+            runs.adam(args.generator_learning_rate, args.generator_steps),
+            dde_optimizer=runs.adam(args.dde_learning_rate, args.generator_steps * args.dde_steps),
             data_optimizer=data_adam if along else None,
             jit_compile=args.jit,
         )

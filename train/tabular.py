@@ -123,7 +123,7 @@ def build(args, x):
         rate = decay.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
     else:
         network = networks.residual_mlp(
-            n, args.width, args.depth, activation="silu", levels=True, experts=4, spread=1.5
+            n, args.width, args.depth, activation="silu", levels=True, experts=4
         )
         noise = tfdde.LogUniform(args.sigma, args.sigma_max)
         rate = decay.CosineDecay(args.learning_rate, args.steps)

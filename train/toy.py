@@ -82,12 +82,6 @@ def parse(argv):
     return args
 
 
-def adam(learning_rate, steps, **kwargs):
-    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power=0.5)
-    # Little momentum: what s_q and g follow is moving.
-    return keras.optimizers.Adam(schedule, beta_1=0.5, beta_2=0.99, **kwargs)
-
-
 @runs.command
 def main(argv=None):
     args = parse(argv)
@@ -129,8 +123,8 @@ def main(argv=None):
         )
         steps = max(1, args.generator_steps)
         generator.compile(
-            adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=0.998),
-            dde_optimizer=adam(args.dde_learning_rate, steps * args.dde_steps),
+            runs.adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=0.998),
+            dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps),
             jit_compile=args.jit,
         )
 
