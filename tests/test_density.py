@@ -360,17 +360,14 @@ def test_start_at_the_independent_components_of_what_the_network_sees(noise):
         seed=0,
     )
     dde.adapt(x)
-    before = dde.network.get_weights()
     dde.start_at_independent_components(x)
     kernel = dde.network.get_weights()[0][:6]
     cosines = np.abs(rotation.T @ kernel) / np.linalg.norm(kernel, axis=0)
     assert cosines.max(axis=0).min() > 0.98
     assert set(cosines.argmax(axis=0)) == set(range(6))
-    # The units' scale for rows as the network sees them, noise included, is as it was.
+    # Each unit's scale is one of those meant, for rows as the network sees them, noise included.
     seen = dde.inside(tf.constant(x)).numpy() + 0.1 * rng.standard_normal(x.shape)
-    if levels:
-        seen /= np.sqrt(1.01)
-    scale = np.linalg.norm(before[0][:6], axis=0)
-    np.testing.assert_allclose((seen @ kernel).std(axis=0), scale, rtol=0.02)
+    scales = (seen / np.sqrt(1.01 if levels else 1.0) @ kernel).std(axis=0)
+    assert scales.min() > 0.69 and scales.max() < 3.05
     with pytest.raises(ValueError, match="`x` must have shape"):
         dde.start_at_independent_components(x[:, :5])

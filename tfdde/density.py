@@ -62,8 +62,9 @@ class DDE(Trainer):
             and log-density and score are in the data's own, Jacobian included.
         antithetic: train on each row twice, at x + eta and x - eta.  The two losses' largest
             random term cancels, so this beats twice the rows at the same cost.
-        time_weight: with ``LogUniform`` noise, the weight of time-score matching beside eq. 10
-            (``tfdde.losses.joint_loss``); the loss is their weighted mean.
+        time_weight: with ``LogUniform`` noise, the weight of time-score matching
+            (``tfdde.losses.joint_loss``) beside that of eq. 10 for one of x's n entries; the loss
+            is the weighted mean.
         seed: integer in [0, 2**31) that fixes noise and order of the rows; by default
             drawn, which ``keras.utils.set_random_seed`` makes reproducible.
 
@@ -82,7 +83,7 @@ class DDE(Trainer):
         base: GaussianBase | None = None,
         normalization: keras.layers.Normalization | None = None,
         antithetic: bool = False,
-        time_weight: float = 0.1,
+        time_weight: float = 0.5,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -258,7 +259,8 @@ class DDE(Trainer):
         """
         if isinstance(self.noise, LogUniform) and self.time_weight:
             space, time = joint_loss(self._objective, x, epsilon, sigma)
-            return (space + self.time_weight * time) / (1.0 + self.time_weight)
+            n = float(np.prod(self.data_shape))
+            return (n * space + self.time_weight * time) / (n + self.time_weight)
         return dde_loss(lambda y: self._objective(y, sigma), x, epsilon, sigma)
 
     def minimize(

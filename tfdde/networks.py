@@ -23,6 +23,8 @@ from tfdde.checks import check_integer, check_positive, check_rows
 
 Shape = int | tuple[int, ...]
 
+SCALES = 0.7, 3.0  # of units that start at independent components
+
 
 @tf.custom_gradient
 def _stable_softplus(x: tf.Tensor) -> Any:
@@ -276,13 +278,14 @@ def start_at_independent_components(network: keras.Model, x: Any, seed: int = 0)
 
     In many dimensions a random direction shows next to nothing of what is not Gaussian, and
     training is long in turning towards those that do; FastICA (Hyvärinen 1999) finds them in
-    about a second.  Only directions change: scales and offsets of the units stay as they are.
+    about a second.  The units' scales, for inputs of unit scale, are spread from smooth to sharp
+    (log-uniform from 0.7 to 3), and their offsets uniform in twice that.
 
     Args:
         network: a ``residual_mlp`` of flat rows, not yet trained, with at least as many units
             as the rows have entries.
         x: rows as the network sees them, shape (rows, n), without a degenerate direction.
-        seed: of FastICA's own start.
+        seed: of FastICA's own start, scales and offsets.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -312,12 +315,13 @@ def start_at_independent_components(network: keras.Model, x: Any, seed: int = 0)
         # Not quite converged is good enough to start at.
         warnings.simplefilter("ignore", ConvergenceWarning)
         ica.fit(rows)
-    kernel, offsets = first.get_weights()
-    columns = kernel[: shape[1]]  # a row for the noise level may follow
-    scale = np.linalg.norm(columns, axis=0) * np.sign(columns[0])
-    take = np.arange(first.units) % len(ica.components_)
-    kernel[: shape[1]] = ica.components_[take].T * scale
-    first.set_weights([kernel, offsets])
+    rng = np.random.default_rng(seed)
+    scales = np.exp(rng.uniform(*np.log(SCALES), first.units))
+    scales *= rng.choice([-1.0, 1.0], first.units)
+    kernel = first.get_weights()[0]  # a row for the noise level may follow
+    take = np.arange(first.units) % shape[1]
+    kernel[: shape[1]] = ica.components_[take].T * scales
+    first.set_weights([kernel, 2.0 * scales * rng.uniform(-1.0, 1.0, first.units)])
 
 
 def check_scalar(network: Any, levels: bool) -> tuple[int, ...]:
