@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
@@ -100,6 +101,7 @@ def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, s
         return float(values.mean()), math.hypot(float(error), log_z_error)
 
     row = {"n": y.shape[1], "budget_seconds": seconds, "seconds": facts.pop("seconds")}
+    row["cores"] = len(os.sched_getaffinity(0))
     row["log_likelihood"], row["standard_error"] = mean_and_error(log_q)
     if truth is not None:
         row["truth"] = float(truth.mean())

@@ -114,12 +114,13 @@ def trained(args):
             mixture = ExactMixture("wide, unbalanced", n, seed)
             x = mixture.sample(50_000, [seed, 1])
             dde = tfdde.DDE(
-                networks.residual_mlp(n, 128, 4, levels=True),
+                networks.residual_mlp(n, 128, 4, activation="silu", levels=True, experts=4),
                 tfdde.LogUniform(SIGMA, TOP),
                 antithetic=True,
                 seed=seed,
             )
             dde.adapt(x)
+            dde.start_at_independent_components(x)
             schedule = keras.optimizers.schedules.CosineDecay(2e-3, args.steps)
             dde.compile(keras.optimizers.Adam(schedule, use_ema=True), jit_compile=True)
             dde.fit(x, batch_size=512, epochs=1 + args.steps * 512 // len(x), verbose=0)

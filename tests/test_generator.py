@@ -7,7 +7,7 @@ import tensorflow as tf
 from mixtures import Mixture
 
 import tfdde
-from tfdde import networks, random
+from tfdde import networks, random, starts
 from tfdde.random import Stream
 
 SIGMA = 0.5
@@ -269,7 +269,7 @@ def test_principal_start_has_the_datas_mean_and_covariance():
     latent = rng.standard_normal((4000, 3))
     x = 0.5 + 0.04 * latent @ rng.standard_normal((3, 12))
     network = networks.dense_block(3, 8, 2, 12, output_activation="sigmoid")
-    networks.start_at_principal_components(network, x)
+    starts.at_principal_components(network, x)
     for layer in network.layers[-1:]:
         kernel, bias = layer.get_weights()
         kernel[3:] = 0  # without the hidden layers it is the linear model, bent by the sigmoid
@@ -278,9 +278,9 @@ def test_principal_start_has_the_datas_mean_and_covariance():
     np.testing.assert_allclose(y.mean(0), x.mean(0), atol=0.01)
     np.testing.assert_allclose(np.cov(y.T), np.cov(x.T), atol=0.1 * np.var(x, axis=0).max())
     with pytest.raises(ValueError, match="`x` must have more than 3 rows of 12 entries"):
-        networks.start_at_principal_components(network, x[:, :5])
+        starts.at_principal_components(network, x[:, :5])
     with pytest.raises(ValueError, match="`network` must be a dense_block"):
-        networks.start_at_principal_components(networks.dense_block(3), x)
+        starts.at_principal_components(networks.dense_block(3), x)
 
 
 # Bad input.

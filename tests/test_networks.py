@@ -6,7 +6,7 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal, norm
 
 import tfdde
-from tfdde import networks
+from tfdde import networks, starts
 
 BUILDERS = [networks.residual_mlp, networks.dense_block]
 
@@ -192,7 +192,7 @@ def test_independent_components_are_the_first_layers_directions(levels):
     x, rotation = independent_rows(12)
     network = networks.residual_mlp(12, width=40, depth=1, levels=levels, spread=1.5)
     before, _ = first_layer(network)
-    networks.start_at_independent_components(network, x)
+    starts.at_independent_components(network, x)
     kernel, offsets = first_layer(network)
     np.testing.assert_array_equal(kernel[12:], before[12:])  # the noise level's row
     cosines = np.abs(rotation.T @ kernel[:12]) / np.linalg.norm(kernel[:12], axis=0)
@@ -210,8 +210,42 @@ def first_layer(network):
 def test_independent_components_of_what_they_cannot_serve():
     x = independent_rows(3, rows=50)[0]
     with pytest.raises(ValueError, match=r"at least as many units as entries.* 2 units"):
-        networks.start_at_independent_components(networks.residual_mlp(3, width=2, depth=1), x)
+        starts.at_independent_components(networks.residual_mlp(3, width=2, depth=1), x)
     with pytest.raises(ValueError, match=r"flat rows"):
-        networks.start_at_independent_components(networks.residual_mlp((3, 1), width=4), x)
+        starts.at_independent_components(networks.residual_mlp((3, 1), width=4), x)
     with pytest.raises(ValueError, match=r"`x` must have shape \(rows, 4\)"):
-        networks.start_at_independent_components(networks.residual_mlp(4, depth=1), x)
+        starts.at_independent_components(networks.residual_mlp(4, depth=1), x)
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_units_look_along_the_data_that_stand_out_of_the_noise(levels):
+    rng = np.random.default_rng(0)
+    base = tfdde.GaussianBase((4, 5))
+    axes = np.linalg.qr(rng.standard_normal((20, 20)))[0][:, :3]
+    x = rng.standard_normal((1_000, 3)) * [3.0, 2.0, 1.0] @ axes.T
+    base.adapt(x.reshape(-1, 4, 5))
+    network = networks.dense_block((4, 5), 400, 3, levels=levels)
+    before = network.get_weights()
+    starts.along_covariance(network, base, 1.0, seed=1)
+    after = network.get_weights()
+    for w, v in zip(before, after, strict=True):
+        if w.ndim == 1 or w.shape[1] == 1:
+            np.testing.assert_array_equal(v, w)
+            continue
+        np.testing.assert_array_equal(v[20:], w[20:])
+        norms = np.linalg.norm(w[:20], axis=0)
+        np.testing.assert_allclose(np.linalg.norm(v[:20], axis=0), norms, rtol=1e-4)
+        assert np.abs(v[:20] - axes @ (axes.T @ v[:20])).max() < 1e-4  # none in pure noise
+        # In mean logarithms the norms cancel.
+        share = np.exp(np.log(np.abs(axes.T @ v[:20])).mean(axis=1))
+        gain = np.array([9 / 10, 4 / 5, 1 / 2])
+        np.testing.assert_allclose(share / share[0], gain / gain[0], rtol=0.25)
+
+
+def test_units_that_cannot_look_along_the_data():
+    base = tfdde.GaussianBase(4)
+    for network in (networks.residual_mlp(4, depth=2), networks.dense_block(3, 4, 2)):
+        with pytest.raises(ValueError, match="`network` must be a dense_block of 4 entries"):
+            starts.along_covariance(network, base, 1.0)
+    with pytest.raises(ValueError, match="`sigma` must be a finite number > 0"):
+        starts.along_covariance(networks.dense_block(4, 4, 2), base, -1.0)

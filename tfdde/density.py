@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde import partition, random
+from tfdde import partition, random, starts
 from tfdde.base import GaussianBase
 from tfdde.checks import check_pixels, check_rows
 from tfdde.estimate import LogPartition
 from tfdde.losses import dde_loss, joint_loss, score_of
-from tfdde.networks import check_scalar, start_at_independent_components
+from tfdde.networks import check_scalar
 from tfdde.noise import Constant, LogUniform, Noise, check_level
 from tfdde.random import Stream
 from tfdde.training import Trainer, as_batch, global_count, to_rows, update_mean
@@ -147,7 +147,7 @@ class DDE(Trainer):
         """Start the network's first layer at the independent components of the blurred data.
 
         Worth its second for tables, the more so the more columns.  Call it between ``adapt``
-        and ``fit``; see ``networks.start_at_independent_components``.
+        and ``fit``; see ``tfdde.starts``.
 
         Args:
             x: array of shape (rows, n).
@@ -166,7 +166,7 @@ class DDE(Trainer):
         if isinstance(self.noise, LogUniform):
             assert self.base is not None  # the constructor's default
             blurred = self.base.scaled(blurred, tf.constant(sigma, tf.float32))
-        start_at_independent_components(self.network, blurred.numpy(), self.seed)
+        starts.at_independent_components(self.network, blurred.numpy(), self.seed)
 
     def compile(
         self,
