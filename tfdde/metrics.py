@@ -1,10 +1,39 @@
-"""Measures of densities on a grid and of samples against known modes (NumPy, float64)."""
+"""Measures of densities on a grid and of samples (NumPy, float64).
+
+Distances between two samples are ``tfdde.fidelity``'s, found here as well.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+from tfdde.fidelity import (
+    Measured,
+    coverage,
+    density,
+    frechet_distance,
+    kernel_distance,
+    nearest_distances,
+    precision,
+    sliced_wasserstein,
+)
+
+__all__ = [
+    "Measured",
+    "coverage",
+    "density",
+    "frechet_distance",
+    "grid",
+    "grid_kl",
+    "grid_log_partition",
+    "kernel_distance",
+    "mode_shares",
+    "nearest_distances",
+    "precision",
+    "sliced_wasserstein",
+]
 
 
 def grid(low: float, high: float, n: int) -> tuple[np.ndarray, float]:
