@@ -72,7 +72,7 @@ def along_covariance(network: keras.Model, base: GaussianBase, sigma: float, see
         ValueError: the network is no dense block of rows of the base's shape.
     """
     sigma = check_positive(sigma, "sigma")
-    *hidden, output = [d for d in network.layers if isinstance(d, keras.layers.Dense)]
+    *hidden, _ = [d for d in network.layers if isinstance(d, keras.layers.Dense)]
     n, width = math.prod(base.row_shape), hidden[0].units if hidden else 0
     levels = len(network.inputs) - 1
     inputs = [d.kernel.shape[0] for d in hidden]

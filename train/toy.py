@@ -98,7 +98,7 @@ def main(argv=None):
     def density_of(network, seed):
         base = tfdde.GaussianBase(2)
         base.adapt(x)
-        return tfdde.DDE(network, noise, base, antithetic=True, seed=seed)
+        return tfdde.DDE(network, noise, base, antithetic=True, time_weight=0.2, seed=seed)
 
     with strategy.scope():
         network = networks.residual_mlp(2, args.width, args.depth, levels=many)
