@@ -1,6 +1,6 @@
 """Denoising density estimators in TensorFlow/Keras: a log-density and a sampler from data."""
 
-from tfdde import datasets, losses, metrics, networks, starts
+from tfdde import datasets, losses, metrics, networks, starts, tuning
 from tfdde.base import GaussianBase
 from tfdde.callbacks import Checkpoint, DivergedError
 from tfdde.density import DDE, UnnormalizedWarning
@@ -26,4 +26,5 @@ __all__ = [
     "metrics",
     "networks",
     "starts",
+    "tuning",
 ]

@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 import tfdde
-from tfdde import datasets, ladder, networks, partition, plots, random, runs
+from tfdde import datasets, networks, partition, plots, random, runs, tuning
 from tfdde.callbacks import atomic
 from tfdde.datasets.tables import BUILTIN
 from tfdde.noise import Noise
@@ -188,23 +188,26 @@ def normalise(args, dde, table, path):
     """Read the density at the level, of those with a trusted log Z, that validation likes best."""
     x, x_validation = table.x_train, table.x_validation
     few = len(x_validation) < ENOUGH
-    starts = np.asarray(dde.inside(np.concatenate([x, x_validation]) if few else x_validation))
+    starts = np.concatenate([x, x_validation]) if few else x_validation
     if args.paper:
-        found = [partition.importance(dde.at, starts, args.sigma, args.samples, args.seed)]
+        inside = np.asarray(dde.inside(starts))
+        best = partition.importance(dde.at, inside, args.sigma, args.samples, args.seed)
     else:
-        sigmas = ladder.ladder_levels(args.sigma, args.sigma_max, starts.shape[1])
-        found = ladder.ladder(dde.at, starts, sigmas, args.samples, MOVES, args.seed)[:-1]
-
-    def likelihoods(x):
-        s = [log_density(dde, x[:CHUNK], sigma=f.sigma, normalized=False) for f in found]
-        return [each.mean() - f.value for each, f in zip(s, found, strict=True)]
-
-    validation = likelihoods(x_validation)
-    trusted = [k for k, f in enumerate(found) if f.trusted]
-    best = found[max(trusted, key=lambda k: validation[k]) if trusted else 0]
-    if len(found) > 1:
-        curves = {"training rows": likelihoods(x), "validation rows": validation}
-        plots.likelihood_by_level(path, [f.sigma for f in found], curves, best.sigma)
+        curve = tuning.select_sigma(
+            dde,
+            x_validation[:CHUNK],
+            starts=starts,
+            samples=args.samples,
+            moves=MOVES,
+            seed=args.seed,
+        )
+        best = curve.partitions[curve.best]
+        training = [
+            log_density(dde, x[:CHUNK], sigma=log_z.sigma, normalized=False).mean() - log_z.value
+            for log_z in curve.partitions
+        ]
+        curves = {"training rows": training, "validation rows": list(curve.log_likelihood)}
+        plots.likelihood_by_level(path, list(curve.sigmas), curves, best.sigma)
         dde.noise = tfdde.LogUniform(args.sigma, args.sigma_max, best.sigma)
     dde.partition = best
 
