@@ -32,11 +32,11 @@ REAL = [f"{name}-{k}" for name in ("wine", "breast_cancer", "digits") for k in r
 REAL += ["mnist-43"]
 
 
-def make_family(name):
+def make_family(name, seed=0):
     import families
 
     kind, n = name.rsplit("-", 1)
-    return {"mixture": families.Mixture, "toys": families.RotatedToys}[kind](int(n))
+    return {"mixture": families.Mixture, "toys": families.RotatedToys}[kind](int(n), seed)
 
 
 def mnist_components(n, data_dir):
@@ -116,31 +116,32 @@ def read_rows():
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def rows_of(what, name, data_dir):
+def rows_of(what, name, data_dir, seed=0):
     """Training, validation and test rows of a data set, its sigma, and the truth or None."""
     if what == "real":
         return *load_real(name, data_dir), None, None
-    family = make_family(name)
+    family = make_family(name, seed)
     train, validation, test = (
-        family.sample(m, seed) for m, seed in ((TRAIN, 1), (VALIDATION, 2), (TEST, 3))
+        family.sample(m, 10 * seed + k) for k, m in enumerate((TRAIN, VALIDATION, TEST), 1)
     )
-    noise = np.random.default_rng(4).standard_normal(test.shape, np.float32)
+    noise = np.random.default_rng(10 * seed + 4).standard_normal(test.shape, np.float32)
     y = test + np.float32(SIGMA) * noise
     return train, validation, y, SIGMA, family.log_density(y, SIGMA)
 
 
-def run(what, names, methods, seconds, data_dir, again):
+def run(what, names, methods, seconds, data_dir, again, seed):
     import record
 
     have = {(row["name"], row["budget_seconds"]) for row in read_rows()}
     for name in names:
-        todo = [m for m in methods if again or (f"{name}, {m}", seconds) not in have]
+        title = f"{name} (seed {seed})" if seed else name
+        todo = [m for m in methods if again or (f"{title}, {m}", seconds) not in have]
         if not todo:
             continue
-        x_train, x_validation, y, sigma, truth = rows_of(what, name, data_dir)
+        x_train, x_validation, y, sigma, truth = rows_of(what, name, data_dir, seed)
         for method in todo:
-            row = measure(method, x_train, x_validation, y, seconds, sigma, truth)
-            record.add("likelihoods", {"name": f"{name}, {method}", **row})
+            row = measure(method, x_train, x_validation, y, seconds, sigma, truth, seed)
+            record.add("likelihoods", {"name": f"{title}, {method}", **row})
 
 
 def table(rows):
@@ -180,6 +181,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=SYNTHETIC + REAL, metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=peers.METHODS, default=[*peers.METHODS])
     parser.add_argument("--data-dir", help="folder with the IDX files of MNIST")
+    parser.add_argument("--seed", type=int, default=0, help="of synthetic families, rows and fits")
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
     args = parser.parse_args()
     if args.what == "table":
@@ -188,8 +190,10 @@ def main():
     names = SYNTHETIC if args.what == "synthetic" else REAL
     if wrong := [name for name in args.only or [] if name not in names]:
         parser.error(f"--only must name {args.what} sets ({', '.join(names)}), got {wrong[0]}")
+    if args.seed and args.what == "real":
+        parser.error("--seed is for synthetic sets")
     names = args.only or names
-    run(args.what, names, args.methods, args.seconds, args.data_dir, args.again)
+    run(args.what, names, args.methods, args.seconds, args.data_dir, args.again, args.seed)
     return 0
 
 
