@@ -275,3 +275,14 @@ def test_missing_data_are_one_sentence(tabular, tmp_path, capsys):
     assert tabular.main(["--dataset=power", f"--data-dir={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "household_power_consumption.txt" in error
+
+
+def test_more_columns_than_rows_or_units(tabular):
+    """There are no independent components to start at, and training does without."""
+    x = np.random.default_rng(0).standard_normal((6, 9)).astype(np.float32)
+    args = tabular.parse(["--dataset=wine", "--width=16", "--depth=1", "--no-jit"])
+    assert np.isfinite(tabular.build(args, x).log_density(x, normalized=False)).all()
+    args.width = 8
+    assert np.isfinite(
+        tabular.build(args, np.tile(x, (3, 1))).log_density(x, normalized=False)
+    ).all()

@@ -132,7 +132,7 @@ def build(args, x):
     base = tfdde.GaussianBase(n)
     dde = tfdde.DDE(network, noise, base, normalization, antithetic=True, seed=args.seed)
     dde.adapt(x)
-    if not args.paper and n <= args.width:
+    if not args.paper and n <= args.width and n < len(x):
         dde.start_at_independent_components(x)
     # The weights are averaged over about 100 steps.
     adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
