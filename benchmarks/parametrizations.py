@@ -54,8 +54,7 @@ class Product(keras.layers.Layer):
 
 def network_of(name, n):
     def trunk(**kwargs):
-        kwargs = {"activation": "silu", "levels": True, **kwargs}
-        return networks.residual_mlp(n, 256, 3, **kwargs)
+        return networks.residual_mlp(n, 256, 3, activation="silu", levels=True, **kwargs)
 
     if name in ("plain", "base"):
         return trunk()

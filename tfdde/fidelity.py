@@ -14,8 +14,8 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from tfdde.checks import check_integer, check_positive
+from tfdde.estimate import QUANTILE
 
-QUANTILE = 1.96  # of the standard normal
 CHUNK = 1_000  # rows of one matrix of distances
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdde.checks import check_integer, check_rows
+from tfdde.checks import check_integer, check_pixels, check_rows
 from tfdde.density import DDE
-from tfdde.estimate import CHUNK, QUANTILE, LogPartition
+from tfdde.estimate import QUANTILE, Evaluator, LogPartition
 from tfdde.ladder import ladder, ladder_levels
 from tfdde.noise import LogUniform
 
@@ -97,16 +97,16 @@ def select_sigma(
             raise ValueError(f"`{name}` must have at least 2 rows, got {len(array)}.")
     samples = check_integer(samples, "samples", 100)
     moves = check_integer(moves, "moves", 0)
-    inside = np.concatenate([dde.inside(tf.constant(c)).numpy() for c in _chunks(start)])
+    rows = check_pixels(rows, "validation", margin=10 * dde.noise.sigma)
+    inside = dde.inside(tf.constant(start)).numpy()
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # At the highest level, next to nothing of the data is left.
     found = ladder(dde.at, inside, levels, samples, moves, seed)[:-1]
+    evaluate = Evaluator(dde._outside, dde.data_shape)
+    flat = rows.reshape(len(rows), -1)
     means, errors = [], []
     for each in found:
-        parts = [
-            dde.log_density(c, sigma=each.sigma, normalized=False).numpy() for c in _chunks(rows)
-        ]
-        s = np.concatenate(parts).astype(np.float64)
+        s = evaluate(flat, each.sigma)
         means.append(s.mean() - each.value)
         errors.append(math.hypot(s.std(ddof=1) / math.sqrt(len(s)), each.standard_error))
     usable = [k for k, each in enumerate(found) if each.trusted] or [0]
@@ -120,7 +120,3 @@ def select_sigma(
         best,
         max(within),
     )
-
-
-def _chunks(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
