@@ -39,38 +39,15 @@ def make_family(name, seed=0):
     return {"mixture": families.Mixture, "toys": families.RotatedToys}[kind](int(n), seed)
 
 
-def mnist_components(n, data_dir):
-    """Principal components of dequantised MNIST, by one factor scaled to a mean variance of 1.
-
-    Returns:
-        55,000, 5,000 and 10,000 rows (m, n); the last are the test images.
-    """
-    from tfdde import datasets
-
-    data = datasets.load_mnist(data_dir)
-    rng = np.random.default_rng(0)
-
-    def dequantised(images):
-        pixels = images.reshape(len(images), -1) * np.float32(255)
-        return (pixels + rng.random(pixels.shape, np.float32)) / np.float32(256)
-
-    images, test = dequantised(data.x_train), dequantised(data.x_test)
-    images = images[rng.permutation(len(images))]
-    train, validation = images[:-VALIDATION], images[-VALIDATION:]
-    mean = train.mean(axis=0, dtype=np.float64)
-    variances, axes = np.linalg.eigh(np.cov(train, rowvar=False))
-    project = axes[:, -n:] / math.sqrt(variances[-n:].mean())
-    return tuple(((x - mean) @ project).astype(np.float32) for x in (train, validation, test))
-
-
 def load_real(name, data_dir):
     """Training, validation and test rows, clean."""
     from tfdde import datasets
 
     kind, number = name.rsplit("-", 1)
     if kind == "mnist":
-        return mnist_components(int(number), data_dir)
-    table = datasets.load_builtin(kind, seed=int(number))
+        table = datasets.load_mnist_components(int(number), data_dir)
+    else:
+        table = datasets.load_builtin(kind, seed=int(number))
     return table.x_train, table.x_validation, table.x_test
 
 

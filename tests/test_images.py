@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfdde.datasets import images, load_fashion_mnist, load_mnist
+from tfdde.datasets import images, load_fashion_mnist, load_mnist, load_mnist_components
 
 REAL = Path(os.environ.get("TFDDE_DATA_DIR", ".")) / "mnist"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="TFDDE_DATA_DIR holds no mnist")
@@ -41,6 +41,32 @@ def write(folder, compress=True, **change):
         else:
             (folder / name).write_bytes(content)
     return parts
+
+
+def test_principal_components_of_dequantised_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    mixed = rng.standard_normal((240, 3)) @ (20 * rng.standard_normal((3, 20)))
+    pixels = np.clip(128 + mixed, 0, 255).astype(np.uint8).reshape(240, 5, 4)
+    digits = {"train_images_idx3_ubyte": idx(pixels), "t10k_images_idx3_ubyte": idx(pixels[:50])}
+    labels = {"train_labels_idx1_ubyte": idx(np.zeros(240, np.uint8))}
+    write(tmp_path, **digits, **labels, t10k_labels_idx1_ubyte=idx(np.zeros(50, np.uint8)))
+    table = load_mnist_components(3, tmp_path, seed=1)
+    assert [len(x) for x in (table.x_train, table.x_validation, table.x_test)] == [220, 20, 50]
+    assert table.columns == ("component 3", "component 2", "component 1")
+    covariance = np.cov(table.x_train, rowvar=False, bias=True)
+    assert np.trace(covariance) == pytest.approx(3, rel=0.01)
+    assert np.all(np.diff(np.diag(covariance)) > 0)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-5)
+    # An isometry but for one factor: up to what is cut off, distances are those of the pixels.
+    flat = (pixels[:50].reshape(50, -1) + 0.5) / 256
+    distances = [
+        np.linalg.norm(x[:, None] - x, axis=-1)[np.triu_indices(50, 1)]
+        for x in (table.x_test, flat)
+    ]
+    ratio = distances[0] / distances[1]
+    assert ratio.std() < 0.03 * ratio.mean()
+    with pytest.raises(ValueError, match="`components` must be at most 20, the number of pixels"):
+        load_mnist_components(21, tmp_path)
 
 
 @real

@@ -31,7 +31,7 @@ def test_curve_of_a_gaussian_in_closed_form(normalized):
     x = (rng.standard_normal((4_000, 3)) @ np.diag([0.5, 1.0, 2.0]) + 1).astype("float32")
     train, held_out = x[:2_000], x[2_000:]
     dde = gaussian_density(train, keras.layers.Normalization() if normalized else None)
-    curve = tuning.select_sigma(dde, held_out, samples=2_000, moves=0)
+    curve = tuning.select_sigma(dde, held_out, training=train, samples=2_000, moves=0)
     mean, covariance = train.mean(axis=0), np.cov(train, rowvar=False, bias=True)
     units = np.diag(np.diag(covariance)) if normalized else np.eye(3)
     for sigma, value, error, log_z in zip(
@@ -49,21 +49,24 @@ def test_curve_of_a_gaussian_in_closed_form(normalized):
     np.testing.assert_allclose(curve.upper - curve.lower, 3.92 * curve.standard_error)
 
 
-def test_of_a_density_that_knows_its_rows_by_heart_the_kernel_widths_optimum_is_chosen():
-    rng = np.random.default_rng(0)
-    train, held_out = (rng.standard_normal((m, 2)).astype("float32") for m in (60, 3_000))
+def kernels(train, noise):
+    """A DDE that is the exact blurred density of its training rows: a kernel density."""
+    m, n = train.shape
 
     class Kernels(tfdde.DDE):
-        """The exact blurred density of the training rows: a kernel density of width sigma."""
-
         def at(self, x, sigma):
             square = tf.reduce_sum(tf.square(x[:, None] - train), axis=-1)
             logs = tf.reduce_logsumexp(-square / (2 * sigma**2), axis=1)
-            return logs - 2 * tf.math.log(sigma) - np.log(60 * 2 * np.pi)
+            return logs - n * tf.math.log(sigma) - np.log(m * (2 * np.pi) ** (n / 2))
 
-    noise = tfdde.LogUniform(0.05, 6.0)
-    dde = Kernels(networks.residual_mlp(2, 4, 1, levels=True), noise, seed=0)
-    curve = tuning.select_sigma(dde, held_out, starts=train, samples=4_000)
+    return Kernels(networks.residual_mlp(n, 4, 1, levels=True), noise, seed=0)
+
+
+def test_of_a_density_that_knows_its_rows_by_heart_the_kernel_widths_optimum_is_chosen():
+    rng = np.random.default_rng(0)
+    train, held_out = (rng.standard_normal((m, 2)).astype("float32") for m in (60, 3_000))
+    dde = kernels(train, tfdde.LogUniform(0.05, 6.0))
+    curve = tuning.select_sigma(dde, held_out, training=train, starts=train, samples=4_000)
     exact = [
         KernelDensity(bandwidth=sigma).fit(train).score(held_out) / len(held_out)
         for sigma in curve.sigmas
@@ -73,6 +76,34 @@ def test_of_a_density_that_knows_its_rows_by_heart_the_kernel_widths_optimum_is_
     assert curve.one_standard_error >= curve.best
     for value, truth, log_z in zip(curve.log_likelihood, exact, curve.partitions, strict=True):
         assert abs(value - truth) < 4 * log_z.standard_error + 0.01
+    heart = [KernelDensity(bandwidth=s).fit(train).score(train) / 60 for s in curve.sigmas]
+    np.testing.assert_allclose(
+        curve.training - curve.log_likelihood, np.subtract(heart, exact), atol=1e-3
+    )
+
+
+def test_a_density_that_knows_its_rows_by_heart_is_called_overfitted():
+    rng = np.random.default_rng(0)
+    train, held_out = (rng.standard_normal((m, 8)).astype("float32") for m in (100, 1_000))
+    dde = kernels(train, tfdde.LogUniform(0.3, 6.0))
+    with pytest.warns(tuning.OverfittingWarning, match="rows that the density was trained on"):
+        curve = tuning.select_sigma(dde, held_out, training=train, samples=1_000)
+    truth = multivariate_normal(np.zeros(8)).logpdf
+    assert curve.training[curve.best] > truth(train).mean()
+    assert curve.log_likelihood[curve.best] < truth(held_out).mean()
+
+
+def test_overfitting_is_what_chance_does_not_explain():
+    rng = np.random.default_rng(0)
+    values = rng.normal(-3.0, 1.0, (200, 2, 500))
+    warned = [tuning.overfitting(a, b) is not None for a, b in values]
+    assert sum(warned) <= 2  # three standard errors of one side
+    message = tuning.overfitting(values[0, 0] + 1.0, values[0, 1])
+    assert "0.9" in message or "1.0" in message
+    assert tuning.overfitting(values[0, 0], values[0, 1] + 1.0) is None
+    # Significant, but of no size.
+    many = rng.normal(0.0, 0.1, (2, 100_000))
+    assert tuning.overfitting(many[0] + 0.05, many[1]) is None
 
 
 def test_wrong_input():

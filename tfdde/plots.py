@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,12 @@ def loss_curves(path: Path_, logs: Mapping[str, Path_]) -> None:
 
 
 def likelihood_by_level(
-    path: Path_, sigmas: Sequence[float], curves: Mapping[str, Any], chosen: float
+    path: Path_,
+    sigmas: Any,
+    curves: Mapping[str, Any],
+    chosen: float,
+    interval: tuple[Any, Any] | None = None,
+    trials: Any = None,
 ) -> None:
     """Mean log-likelihoods by noise level, with the level that was chosen.
 
@@ -207,11 +212,19 @@ def likelihood_by_level(
         sigmas: noise levels, shape (levels,).
         curves: of each set of rows, by its name, the mean in nats at each level, shape (levels,).
         chosen: the level to mark.
+        interval: lower and upper ends around the last curve, (levels,) each.
+        trials: densities trained for one sigma each: rows of sigma, log-likelihood and half the
+            width of its interval, (trials, 3).
     """
     figure = _figure(5.5, 3.6)
     axis = figure.subplots()
     for name, values in curves.items():
         axis.plot(sigmas, values, ".-", label=name)
+    if interval is not None:
+        axis.fill_between(sigmas, *interval, alpha=0.3, color=axis.lines[-1].get_color())
+    if trials is not None:
+        sigma, value, half = np.asarray(trials, np.float64).T
+        axis.errorbar(sigma, value, half, fmt="k.", capsize=2, label="trials, 95 %")
     axis.axvline(chosen, color="grey", linestyle=":", label=f"chosen: σ = {chosen:.3g}")
     axis.set(xscale="log", xlabel="noise level σ", ylabel="log-likelihood of a row in nats")
     axis.legend()

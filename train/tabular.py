@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 import tfdde
-from tfdde import datasets, networks, partition, plots, random, runs, tuning
+from tfdde import datasets, networks, partition, plots, random, recipes, runs, tuning
 from tfdde.callbacks import atomic
 from tfdde.datasets.tables import BUILTIN
 from tfdde.noise import Noise
@@ -113,27 +113,24 @@ def load(args):
 
 def build(args, x):
     """The density, ready to be trained on the rows ``x``."""
-    n, decay = x.shape[1], keras.optimizers.schedules
+    decay = keras.optimizers.schedules
+    # The UCI sets are standardised already.
+    normalization = None if args.dataset in datasets.UCI else keras.layers.Normalization(axis=-1)
     if args.paper:
+        n = x.shape[1]
         network = networks.residual_mlp(n, args.width, args.depth)
         noise: Noise = tfdde.Constant(args.sigma)
         if args.sigma < args.sigma_max:
             noise = tfdde.Decay(args.sigma_max, args.sigma, max(1, args.steps // 25), rate=1.1)
+        base = tfdde.GaussianBase(n)
+        dde = tfdde.DDE(network, noise, base, normalization, antithetic=True, seed=args.seed)
+        dde.adapt(x)
         quarter = max(1, args.steps // 4)
         rate = decay.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
     else:
-        network = networks.residual_mlp(
-            n, args.width, args.depth, activation="silu", levels=True, experts=4
-        )
         noise = tfdde.LogUniform(args.sigma, args.sigma_max)
+        dde = recipes.table_density(x, noise, args.width, args.depth, normalization, args.seed)
         rate = decay.CosineDecay(args.learning_rate, args.steps)
-    # The UCI sets are standardised already.
-    normalization = None if args.dataset in datasets.UCI else keras.layers.Normalization(axis=-1)
-    base = tfdde.GaussianBase(n)
-    dde = tfdde.DDE(network, noise, base, normalization, antithetic=True, seed=args.seed)
-    dde.adapt(x)
-    if not args.paper and n <= args.width and n < len(x):
-        dde.start_at_independent_components(x)
     # The weights are averaged over about 100 steps.
     adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
     dde.compile(adam, jit_compile=args.jit)
@@ -196,17 +193,14 @@ def normalise(args, dde, table, path):
         curve = tuning.select_sigma(
             dde,
             x_validation[:CHUNK],
+            training=x[:CHUNK],
             starts=starts,
             samples=args.samples,
             moves=MOVES,
             seed=args.seed,
         )
         best = curve.partitions[curve.best]
-        training = [
-            log_density(dde, x[:CHUNK], sigma=log_z.sigma, normalized=False).mean() - log_z.value
-            for log_z in curve.partitions
-        ]
-        curves = {"training rows": training, "validation rows": list(curve.log_likelihood)}
+        curves = {"training rows": curve.training, "validation rows": curve.log_likelihood}
         plots.likelihood_by_level(path, list(curve.sigmas), curves, best.sigma)
         dde.noise = tfdde.LogUniform(args.sigma, args.sigma_max, best.sigma)
     dde.partition = best

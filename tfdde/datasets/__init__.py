@@ -1,6 +1,11 @@
 """Data: 2-D toys with exact densities, images, tables, and resumable batches."""
 
-from tfdde.datasets.images import ImageData, load_fashion_mnist, load_mnist
+from tfdde.datasets.images import (
+    ImageData,
+    load_fashion_mnist,
+    load_mnist,
+    load_mnist_components,
+)
 from tfdde.datasets.stream import epoch_batches, stream
 from tfdde.datasets.tables import Table, load_builtin, read_table, split_rows
 from tfdde.datasets.toys import (
@@ -22,6 +27,7 @@ __all__ = [
     "load_builtin",
     "load_fashion_mnist",
     "load_mnist",
+    "load_mnist_components",
     "load_uci",
     "read_table",
     "sample_toy",

@@ -1,9 +1,10 @@
-"""The noise level, chosen by the data: the paper leaves it to be set by hand."""
+"""Held-out likelihood of one density at each of its noise levels."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,42 @@ from tfdde.density import DDE
 from tfdde.estimate import QUANTILE, Evaluator, LogPartition
 from tfdde.ladder import ladder, ladder_levels
 from tfdde.noise import LogUniform
+
+OVERFIT = 0.1  # nats, beyond what chance explains, that are worth a warning
+
+
+class OverfittingWarning(UserWarning):
+    """A density gives the rows that it was trained on more than others of their kind."""
+
+
+def overfitting(training: Any, held_out: Any) -> str | None:
+    """What a density knows by heart, as a sentence, or None.
+
+    The mean log-densities of two sets of rows differ by chance alone, whatever the density, unless
+    it was trained on one of them: what is left beyond three standard errors was learned by heart.
+    It is missing where it counts: a density that beats the truth on its training rows loses to it
+    on others.
+
+    Args:
+        training, held_out: log-densities of rows of one distribution, (rows,) each, in nats; log Z
+            cancels, so they may be unnormalised.
+
+    Returns:
+        A warning if the difference exceeds three standard errors and a tenth of a nat.
+    """
+    gap, variance = 0.0, 0.0
+    for sign, values in ((1.0, training), (-1.0, held_out)):
+        values = np.asarray(values, np.float64)
+        gap += sign * values.mean()
+        variance += values.var(ddof=1) / len(values)
+    error = math.sqrt(variance)
+    if not gap > max(OVERFIT, 3.0 * error):
+        return None
+    return (
+        f"Over-fitting: rows that the density was trained on have {gap:.2f} ± {error:.2f} nats "
+        "more than held-out ones. Use a larger sigma, fewer steps (stop at the lowest validation "
+        "loss), a smaller network, or more rows."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +66,7 @@ class SigmaCurve:
             trusted; 0, the lowest, if none is.
         one_standard_error: the index of the highest such level that is within one standard error
             of the best: the smoothest density that the rows can't tell from it.
+        training: the same means over the training rows, (levels,), if these were given.
     """
 
     sigmas: np.ndarray
@@ -37,6 +75,7 @@ class SigmaCurve:
     partitions: tuple[LogPartition, ...]
     best: int
     one_standard_error: int
+    training: np.ndarray | None = None
 
     @property
     def lower(self) -> np.ndarray:
@@ -63,6 +102,7 @@ def select_sigma(
     dde: DDE,
     validation: Any,
     *,
+    training: Any = None,
     starts: Any = None,
     samples: int = 5_000,
     moves: int = 5,
@@ -76,6 +116,8 @@ def select_sigma(
     Args:
         dde: the density.
         validation: held-out rows, clean, shape (rows, *shape), in the data's own units.
+        training: rows that it was trained on; with them an ``OverfittingWarning`` says so if the
+            density of the best level knows them by heart.
         starts: rows that the ladder's samples start at, by default ``validation``; a few dozen
             do not suffice.
         samples: of the ladder at each level.
@@ -92,7 +134,9 @@ def select_sigma(
         )
     rows = check_rows(validation, "validation", dde.data_shape)
     start = rows if starts is None else check_rows(starts, "starts", dde.data_shape)
-    for array, name in ((rows, "validation"), (start, "starts")):
+    known = None if training is None else check_rows(training, "training", dde.data_shape)
+    given = {"validation": rows, "starts": start} | ({} if known is None else {"training": known})
+    for name, array in given.items():
         if len(array) < 2:
             raise ValueError(f"`{name}` must have at least 2 rows, got {len(array)}.")
     samples = check_integer(samples, "samples", 100)
@@ -104,14 +148,22 @@ def select_sigma(
     found = ladder(dde.at, inside, levels, samples, moves, seed)[:-1]
     evaluate = Evaluator(dde._outside, dde.data_shape)
     flat = rows.reshape(len(rows), -1)
-    means, errors = [], []
-    for each in found:
-        s = evaluate(flat, each.sigma)
-        means.append(s.mean() - each.value)
-        errors.append(math.hypot(s.std(ddof=1) / math.sqrt(len(s)), each.standard_error))
+    values = [evaluate(flat, each.sigma) - each.value for each in found]
+    means = [v.mean() for v in values]
+    errors = [
+        math.hypot(v.std(ddof=1) / math.sqrt(len(v)), each.standard_error)
+        for v, each in zip(values, found, strict=True)
+    ]
     usable = [k for k, each in enumerate(found) if each.trusted] or [0]
     best = max(usable, key=lambda k: means[k])
     within = [k for k in usable if k >= best and means[k] >= means[best] - errors[best]]
+    heart = None
+    if known is not None:
+        flat = known.reshape(len(known), -1)
+        learned = [evaluate(flat, each.sigma) - each.value for each in found]
+        if message := overfitting(learned[best], values[best]):
+            warnings.warn(message, OverfittingWarning, stacklevel=2)
+        heart = np.array([v.mean() for v in learned])
     return SigmaCurve(
         np.array([each.sigma for each in found]),
         np.array(means),
@@ -119,4 +171,5 @@ def select_sigma(
         tuple(found),
         best,
         max(within),
+        heart,
     )

@@ -1,0 +1,271 @@
+"""The search over sigma with keras-tuner, against exact mixtures."""
+
+import csv
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+from mixtures import three
+
+from tfdde import serving, tuning
+from tfdde.tuning.search import OBJECTIVE, Densities, LikelihoodTuner
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [
+    # keras-tuner's own threads, and Keras's saving of weights under NumPy 2
+    pytest.mark.filterwarnings(
+        "ignore:(currentThread|getName)\\(\\) is deprecated:DeprecationWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+SMALL = {"width": 32, "depth": 2}
+oracles = keras_tuner.oracles
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return three().sample(2_000, 1), three().sample(2_000, 2)
+
+
+def random_oracle(trials, **kwargs):
+    return oracles.RandomSearchOracle(OBJECTIVE, max_trials=trials, seed=3, **kwargs)
+
+
+def exact(rows, sigma, units):
+    """Mean log-likelihood of the blurred mixture, noise of sigma standard deviations ``units``."""
+    truth = three()
+    v = truth.variances[:, None] + (sigma * units) ** 2
+    square = ((rows[:, None] - truth.means) ** 2 / v).sum(-1)
+    parts = np.log(truth.weights) - 0.5 * square - 0.5 * np.log(2 * np.pi * v).sum(-1)
+    return np.logaddexp.reduce(parts, axis=1).mean()
+
+
+@pytest.mark.parametrize("levels", ["all", "one"])
+def test_likelihoods_are_those_of_the_exact_density_and_of_one_densitys_curve(
+    tmp_path, rows, levels
+):
+    x, held_out = rows
+    many = Densities(x, (0.2, 1.2), sigma_max=8.0, **SMALL)
+    one = Densities(x, (0.2, 1.2), sigma_max=None, **SMALL)
+    tuner = LikelihoodTuner(
+        random_oracle(2),
+        many if levels == "all" else one,
+        partition={"method": "annealed", "samples": 1_000} if levels == "one" else None,
+        directory=tmp_path,
+    )
+    tuner.search(x, validation_data=held_out, epochs=12, verbose=0)
+    trials = sorted(tuner.oracle.trials.values(), key=lambda t: -t.score)
+    assert [t.status for t in trials] == ["COMPLETED"] * 2
+    for trial in trials:
+        sigma = trial.hyperparameters.values["sigma"]
+        error = trial.metrics.get_best_value("standard_error")
+        assert 0.01 < error < 0.1
+        # What is missing is the KL of a training of a few seconds.
+        gap = exact(held_out, sigma, x.std(axis=0)) - trial.score
+        assert -3 * error < gap < 0.05 + 3 * error
+    best = tuner.get_best_models()[0]
+    assert best.noise.sigma == trials[0].hyperparameters.values["sigma"]
+    log_density = best.log_density(held_out, normalized=True).numpy()
+    assert log_density.mean() == pytest.approx(trials[0].score, abs=1e-4)
+    if levels == "one":
+        # The other way: all levels in one density.
+        hp = keras_tuner.HyperParameters()
+        hp.Fixed("sigma", 0.2)
+        dde = Densities(x, 0.2, **SMALL).build(hp)
+        many.fit(hp, dde, x, validation_data=held_out, epochs=12, verbose=0)
+        curve = tuning.select_sigma(dde, held_out)
+        for trial in trials:
+            sigma = np.log(trial.hyperparameters.values["sigma"])
+            value = np.interp(sigma, np.log(curve.sigmas), curve.log_likelihood)
+            error = np.hypot(trial.metrics.get_best_value("standard_error"), 0.03)
+            assert abs(value - trial.score) < 0.05 + 3 * error
+
+
+def test_a_trial_without_a_trusted_log_z_fails_and_does_not_win(tmp_path, rows):
+    x, held_out = rows
+    tuner = LikelihoodTuner(
+        random_oracle(2, max_consecutive_failed_trials=2),
+        Densities(x, (0.2, 0.4), **SMALL),
+        partition={"samples": 120},  # too few to be trusted, however good the density
+        directory=tmp_path,
+    )
+    with pytest.raises(RuntimeError, match="consecutive failures"):
+        tuner.search(x, validation_data=held_out, epochs=1, verbose=0)
+    for trial in tuner.oracle.trials.values():
+        assert trial.status == "FAILED" and trial.score is None
+        assert "log Z can't be trusted: log Z = " in trial.message
+    assert not list(tmp_path.rglob("density.keras"))
+
+
+def test_a_diverged_trial_fails_and_another_wins(tmp_path, rows):
+    x, held_out = rows
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("rate", [1e30, 1e-3])
+
+    class Some(Densities):
+        def build(self, hp):
+            model = super().build(hp)
+            model.optimizer.learning_rate = hp.get("rate")
+            return model
+
+    tuner = LikelihoodTuner(
+        oracles.GridSearchOracle(OBJECTIVE, max_trials=2, hyperparameters=hp, seed=0),
+        Some(x, 0.3, **SMALL),
+        directory=tmp_path,
+    )
+    tuner.search(x, validation_data=held_out, epochs=1, verbose=0)
+    by_rate = {t.hyperparameters.get("rate"): t for t in tuner.oracle.trials.values()}
+    assert by_rate[1e30].status == "FAILED" and "diverged at step" in by_rate[1e30].message
+    assert by_rate[1e-3].status == "COMPLETED"
+    assert tuner.get_best_hyperparameters()[0].get("rate") == 1e-3
+
+
+def test_a_search_goes_on_where_it_was(tmp_path, rows):
+    x, held_out = rows
+
+    def run(trials):
+        tuner = LikelihoodTuner(
+            random_oracle(trials), Densities(x, (0.2, 1.0), **SMALL), directory=tmp_path
+        )
+        tuner.search(x, validation_data=held_out, epochs=1, verbose=0)
+        return {k: (t.hyperparameters.values, t.score) for k, t in tuner.oracle.trials.items()}
+
+    first = run(1)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("density.keras")}
+    both = run(2)
+    assert len(first) == len(files) == 1 and len(both) == 2
+    assert first.items() <= both.items()
+    assert all(p.stat().st_mtime_ns == then for p, then in files.items())
+
+
+def test_hyperband_goes_on_from_the_weights_of_a_shorter_trial(tmp_path, rows):
+    x, held_out = rows
+    starts = []
+
+    class Watched(Densities):
+        def fit(self, hp, model, x, **kwargs):
+            starts.append((hp.values, int(model.optimizer.iterations), kwargs["epochs"]))
+            return super().fit(hp, model, x, **kwargs)
+
+    tuner = LikelihoodTuner(
+        oracles.HyperbandOracle(OBJECTIVE, max_epochs=3, factor=3, seed=1),
+        Watched(x, (0.2, 1.0), **SMALL),
+        directory=tmp_path,
+    )
+    tuner.search(x, validation_data=held_out, verbose=0)
+    again = [s for s in starts if "tuner/trial_id" in s[0]]
+    fresh = [s for s in starts if "tuner/trial_id" not in s[0]]
+    assert again and all(steps == 50 * hp["tuner/initial_epoch"] > 0 for hp, steps, _ in again)
+    assert fresh and all(steps == 0 for _, steps, _ in fresh)
+    assert all(epochs == hp["tuner/epochs"] for hp, _, epochs in starts)
+
+
+def test_wrong_input(tmp_path, rows):
+    x, held_out = rows
+    with pytest.raises(ValueError, match=r"`x` must have shape \(rows, n\), got \(2000,\)"):
+        Densities(x[:, 0])
+    with pytest.raises(ValueError, match=r"`sigma` must be a number or \(low, high\), got \(1.0"):
+        Densities(x, sigma=(1.0, 0.5))
+    with pytest.raises(ValueError, match="`width` must be a finite number > 0, got -3"):
+        Densities(x, width=-3)
+    with pytest.raises(ValueError, match=r"`sigma_max` must exceed `sigma` \(9.0\), got 8.0"):
+        Densities(x, sigma=(0.1, 9.0))
+    with pytest.raises(ValueError, match="`oracle` must have the objective"):
+        LikelihoodTuner(oracles.RandomSearchOracle("val_loss"), Densities(x), directory=tmp_path)
+    tuner = LikelihoodTuner(random_oracle(1), Densities(x, **SMALL), directory=tmp_path)
+    with pytest.raises(ValueError, match=r"`validation_data` must have shape \(rows, 2\)"):
+        tuner.search(x, validation_data=held_out[:, :1])
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(ROOT / "train"))
+    spec = importlib.util.spec_from_file_location("sigma_search", ROOT / "train/sigma_search.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(ROOT / "train"))
+
+
+TINY = ["--width=16", "--depth=1", "--epochs=2", "--samples=1000", "--sigma", "0.3", "0.9"]
+
+
+def test_script_from_a_toy_to_an_export(script, tmp_path, capsys):
+    arguments = ["--dataset=rings", "--rows=1500", "--trials=2", f"--output={tmp_path}", *TINY]
+    assert script.main(arguments) == 0
+    out = capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert f"Held-out log-likelihood: {result['log_likelihood']:.4f} ± " in out
+    with (tmp_path / "trials.csv").open() as f:
+        trials = list(csv.DictReader(f))
+    assert len(trials) == 2 and float(trials[0]["sigma"]) == pytest.approx(result["sigma"])
+    assert float(trials[0]["log_likelihood"]) >= float(trials[1]["log_likelihood"])
+    assert (tmp_path / "sigma.png").stat().st_size > 5_000
+    dde = keras.models.load_model(tmp_path / "density.keras")
+    assert dde.normalized
+    assert not serving.export_run(serving.export_savedmodel, tmp_path, tmp_path / "served")
+    assert script.main(arguments) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert script.main([*arguments, "--resume"]) == 0  # nothing is left to train
+    assert "Epoch" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def test_script_says_why_no_trial_succeeds(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "FAILURES", 1)
+    wrong = [f"--output={tmp_path}", *TINY, "--samples=120", "--dataset=rings", "--rows=500"]
+    assert script.main(wrong) == 2
+    assert "trials in a row failed: " in (err := capsys.readouterr().err)
+    assert "log Z can't be trusted" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sigma", "0.5", "0.1"], "--sigma must be one number or LOW HIGH"),
+        (["--sigma-max=0.5"], "--sigma-max 0.5 must exceed --sigma"),
+        (["--columns", "a"], "--columns needs --data"),
+    ],
+)
+def test_script_refuses(script, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        script.main(["--dataset=wine", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_chief_and_two_workers_share_a_search(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--dataset=rings", "--rows=1000", "--trials=4", "--search=random", *TINY]
+    command = [sys.executable, ROOT / "train/sigma_search.py", f"--output={tmp_path}", *arguments]
+    processes = {}
+    for name in ("chief", "tuner0", "tuner1"):
+        environment = os.environ | {
+            "KERASTUNER_TUNER_ID": name,
+            "KERASTUNER_ORACLE_IP": "127.0.0.1",
+            "KERASTUNER_ORACLE_PORT": str(port),
+        }
+        processes[name] = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        time.sleep(1)
+    out = {name: process.communicate(timeout=240)[0] for name, process in processes.items()}
+    assert {name: p.returncode for name, p in processes.items()} == dict.fromkeys(out, 0), out
+    with (tmp_path / "trials.csv").open() as f:
+        trials = list(csv.DictReader(f))
+    assert [t["status"] for t in trials] == ["COMPLETED"] * 4
+    assert len({t["sigma"] for t in trials}) == 4
+    trained = {name: out[name].count("Epoch 1/2") for name in out}
+    assert trained["chief"] == 0 and trained["tuner0"] + trained["tuner1"] == 4
+    assert "Held-out log-likelihood" in out["chief"]
+    assert keras.models.load_model(tmp_path / "density.keras").normalized

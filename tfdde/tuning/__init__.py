@@ -1,0 +1,9 @@
+"""The noise level, chosen by the data: the paper leaves it to be set by hand.
+
+``select_sigma`` reads one density of many levels at each of them; ``tfdde.tuning.search``, which
+needs keras-tuner and is imported by its own name, trains a density for each trial.
+"""
+
+from tfdde.tuning.curve import OverfittingWarning, SigmaCurve, overfitting, select_sigma
+
+__all__ = ["OverfittingWarning", "SigmaCurve", "overfitting", "select_sigma"]

@@ -1,0 +1,230 @@
+"""Search the noise level of a table by normalised held-out log-likelihood, with keras-tuner.
+
+    python train/sigma_search.py --dataset digits
+    python train/sigma_search.py --dataset checkerboard --search hyperband
+    python train/sigma_search.py --data table.csv --width 32 256 --learning-rate 5e-4 5e-3
+
+Each trial trains a density at all levels from its sigma to --sigma-max, normalises it by the ladder
+and is ranked by the log-likelihood of validation rows; one whose log Z can't be trusted fails.
+Beside them the density of the lowest sigma is read at all of its levels: one training shows the
+curve that the trials show point by point. Test rows are evaluated once, at the end.
+
+Give two numbers for a range to search, one for a fixed value. Everything lands in --output, whose
+density.keras is normalised and is what export/ takes; Ctrl-C at any time, then --resume. Several
+processes share a search by keras-tuner's variables KERASTUNER_TUNER_ID (chief, tuner0, ...),
+KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, and one --output.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import tabular  # type: ignore[import-not-found]  # the script beside this one
+
+from tfdde import datasets, plots, runs, tuning
+from tfdde.callbacks import atomic
+from tfdde.datasets.tables import BUILTIN
+from tfdde.estimate import QUANTILE
+
+SEARCHES = ("bayesian", "random", "hyperband")
+FAILURES = 5  # trials in a row that end the search
+CURVE = 5_000  # rows of the curve, at most
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        description="Search the noise level of a table by held-out log-likelihood.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    source, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    count, number = runs.positive_int, runs.positive_float
+    source.add_argument("--data", metavar="FILE", help="table: .csv, .parquet, .npy or .npz")
+    names = [*BUILTIN, *datasets.TOYS, "mnist", *datasets.UCI]
+    source.add_argument("--dataset", choices=names, help="or a known one")
+    add("--columns", nargs="+", metavar="NAME", help="columns of --data (None: all)")
+    add("--rows", type=count, default=10_000, help="of a toy")
+    add("--components", type=count, default=43, help="principal components of mnist")
+    add("--data-dir", help="folder with the files of mnist or a UCI set")
+    add("--output", help="folder of this run (None: runs/NAME_sigma)")
+    add("--resume", action="store_true", help="continue the search in --output")
+    add("--seed", type=int, default=0, help="of split, search, weights, batches, noise and log Z")
+    add("--search", choices=SEARCHES, default="bayesian", help="keras-tuner's oracle")
+    add("--trials", type=count, default=10, help="densities to train (hyperband has its own count)")
+    add("--epochs", type=count, default=40, help="of a trial, at most, of at least 50 steps")
+    add("--patience", type=count, default=10, help="stop after so many that improved nothing")
+    add("--batch-size", type=count, default=512, help="rows a step")
+    bounds: dict[str, Any] = {"type": number, "nargs": "+", "metavar": "X"}
+    add("--sigma", default=[0.02, 1.0], help="noise level, in standard deviations", **bounds)
+    add("--sigma-max", type=number, default=8.0, help="highest noise level trained")
+    add("--width", default=[128.0], help="units of a layer", **bounds)
+    add("--depth", default=[4.0], help="residual layers", **bounds)
+    add("--learning-rate", default=[2e-3], help="Adam's, falling to 0", **bounds)
+    add("--samples", type=count, default=5_000, help="for log Z, at each level")
+    args = parser.parse_args(argv)
+    if args.columns and not args.data:
+        parser.error("--columns needs --data")
+    for name in ("sigma", "width", "depth", "learning_rate"):
+        low, *high = values = getattr(args, name)
+        if len(values) > 2 or (high and high[0] <= low):
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be one number or LOW HIGH, got {values}")
+    if args.sigma_max <= args.sigma[-1]:
+        parser.error(f"--sigma-max {args.sigma_max} must exceed --sigma {args.sigma[-1]}")
+    name = args.dataset or os.path.basename(args.data).partition(".")[0]
+    args.output = args.output or f"runs/{name}_sigma"
+    return args
+
+
+def load(args):
+    if args.dataset in datasets.TOYS:
+        x = datasets.sample_toy(args.dataset, args.rows, args.seed)
+        return datasets.Table(*datasets.split_rows(x, args.seed), ("x", "y"))
+    if args.dataset == "mnist":
+        try:
+            return datasets.load_mnist_components(args.components, args.data_dir, args.seed)
+        except ValueError as error:
+            raise runs.RunError(str(error)) from None
+    return tabular.load(argparse.Namespace(**vars(args) | {"sigma": args.sigma[0]}))
+
+
+def make_tuner(args, x, folder):
+    try:
+        import keras_tuner
+
+        from tfdde.tuning import search
+    except ImportError as error:
+        raise runs.RunError(str(error)) from None
+    kwargs = {"seed": args.seed, "max_consecutive_failed_trials": FAILURES}
+    oracles = keras_tuner.oracles
+    if args.search == "hyperband":
+        oracle = oracles.HyperbandOracle(search.OBJECTIVE, max_epochs=args.epochs, **kwargs)
+    else:
+        oracle_of = {"bayesian": oracles.BayesianOptimizationOracle}
+        make = oracle_of.get(args.search, oracles.RandomSearchOracle)
+        oracle = make(search.OBJECTIVE, max_trials=args.trials, **kwargs)
+    ranges = {
+        name: values[0] if len(values) == 1 else tuple(values)
+        for name in ("sigma", "width", "depth", "learning_rate")
+        for values in [getattr(args, name)]
+    }
+    densities = search.Densities(
+        x,
+        **ranges,
+        sigma_max=args.sigma_max,
+        batch_size=args.batch_size,
+        patience=args.patience,
+        seed=args.seed,
+    )
+    return search.LikelihoodTuner(
+        oracle,
+        densities,
+        partition={"samples": args.samples, "seed": args.seed},
+        seed=args.seed,
+        directory=folder,
+        project_name="search",
+    )
+
+
+def table_of(tuner):
+    """The trials that ended, best first: name, hyperparameters, log-likelihood, error, status."""
+    rows = []
+    for trial in tuner.oracle.trials.values():
+        values = {k: v for k, v in trial.hyperparameters.values.items() if "/" not in k}
+        error = trial.score and trial.metrics.get_best_value("standard_error")
+        rows.append(
+            {"trial": trial.trial_id, **values, "log_likelihood": trial.score}
+            | {"standard_error": error, "status": trial.status}
+        )
+    return sorted(
+        rows,
+        key=lambda row: -math.inf if row["log_likelihood"] is None else row["log_likelihood"],
+        reverse=True,
+    )
+
+
+@runs.command
+def main(argv=None):
+    args = parse(argv)
+    table = load(args)
+    x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
+    worker = "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "chief")
+    run = None if worker else runs.Run(args.output, vars(args), args.resume)
+    tuner = make_tuner(args, x, args.output)
+    try:
+        tuner.search(x, validation_data=x_validation, epochs=args.epochs, verbose=2)
+    except RuntimeError as failure:
+        if "consecutive failures" not in str(failure):
+            raise
+        reason = [t.message for t in tuner.oracle.trials.values() if t.message][-1]
+        raise runs.RunError(
+            f"{FAILURES} trials in a row failed: {reason.splitlines()[-1]}"
+        ) from None
+    if run is None:
+        return True  # the chief has the rest
+
+    rows = table_of(tuner)
+    with atomic(run / "trials.csv") as beside, beside.open("w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(
+            "  ".join(
+                f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+            )
+        )
+    dde = tuner.get_best_models()[0]
+    # Of the trials' densities the one with the lowest sigma has the longest curve.
+    done = [tuner.oracle.trials[row["trial"]] for row in rows if row["status"] == "COMPLETED"]
+    lowest = tuner.load_model(min(done, key=lambda t: t.hyperparameters.values.get("sigma", 0.0)))
+    curve = tuning.select_sigma(
+        lowest,
+        x_validation[:CURVE],
+        training=x[:CURVE],
+        starts=np.concatenate([x_validation, x]) if len(x_validation) < 1_000 else x_validation,
+        samples=args.samples,
+        seed=args.seed,
+    )
+    print(curve)
+    points = [
+        (row["sigma"], row["log_likelihood"], QUANTILE * row["standard_error"])
+        for row in rows
+        if row["log_likelihood"] is not None and "sigma" in row
+    ]
+    plots.likelihood_by_level(
+        run / "sigma.png",
+        curve.sigmas,
+        {"training rows": curve.training, "validation rows": curve.log_likelihood},
+        dde.noise.sigma,
+        (curve.lower, curve.upper),
+        points or None,
+    )
+    run.save("density", dde)
+    test = dde.log_density(x_test, normalized=True).numpy().astype(np.float64)
+    error = math.hypot(test.std(ddof=1) / math.sqrt(len(test)), dde.partition.standard_error)
+    result = {
+        "log_likelihood": float(test.mean()),
+        "standard_error": error,
+        "sigma": dde.noise.sigma,
+        "trial": rows[0],
+        "log_partition": dde.partition.get_config(),
+        "rows": {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
+        "columns": table.columns,
+    }
+    with atomic(run / "result.json") as beside:
+        beside.write_text(json.dumps(result, indent=2) + "\n")
+    print(
+        f"sigma = {dde.noise.sigma:.3g} standard deviations; {dde.partition}\n"
+        f"Held-out log-likelihood: {test.mean():.4f} ± {error:.4f} nats per row in the data's own "
+        f"units ({len(test)} test rows)."
+    )
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
