@@ -76,6 +76,14 @@ def test_likelihoods_are_those_of_the_exact_density_and_of_one_densitys_curve(
     assert best.noise.sigma == trials[0].hyperparameters.values["sigma"]
     log_density = best.log_density(held_out, normalized=True).numpy()
     assert log_density.mean() == pytest.approx(trials[0].score, abs=1e-4)
+    assert 1 <= trials[0].metrics.get_best_value("trained") <= 12
+    again = tuner.refit(np.concatenate([x, three().sample(500, 3)]), epochs=12, verbose=0)
+    fresh = three().sample(4_000, 4)
+    values = again.log_density(fresh, normalized=True).numpy()
+    gap = (
+        exact(fresh, again.noise.sigma, again.normalization.variance.numpy() ** 0.5) - values.mean()
+    )
+    assert again.noise.sigma == best.noise.sigma and abs(gap) < 0.05 + 3 * error
     if levels == "one":
         # The other way: all levels in one density.
         hp = keras_tuner.HyperParameters()
@@ -215,8 +223,8 @@ def test_script_from_a_toy_to_an_export(script, tmp_path, capsys):
     assert not serving.export_run(serving.export_savedmodel, tmp_path, tmp_path / "served")
     assert script.main(arguments) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert script.main([*arguments, "--resume"]) == 0  # nothing is left to train
-    assert "Epoch" not in capsys.readouterr().out
+    assert script.main([*arguments, "--resume"]) == 0  # only the last training is left
+    assert capsys.readouterr().out.count("Epoch 1/") == 1
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 

@@ -1,6 +1,6 @@
 """Denoising density estimators in TensorFlow/Keras: a log-density and a sampler from data."""
 
-from tfdde import datasets, losses, metrics, networks, starts, tuning
+from tfdde import datasets, losses, metrics, networks, recipes, starts, tuning
 from tfdde.base import GaussianBase
 from tfdde.callbacks import Checkpoint, DivergedError
 from tfdde.density import DDE, UnnormalizedWarning
@@ -25,6 +25,7 @@ __all__ = [
     "losses",
     "metrics",
     "networks",
+    "recipes",
     "starts",
     "tuning",
 ]

@@ -7,7 +7,8 @@
 Each trial trains a density at all levels from its sigma to --sigma-max, normalises it by the ladder
 and is ranked by the log-likelihood of validation rows; one whose log Z can't be trusted fails.
 Beside them the density of the lowest sigma is read at all of its levels: one training shows the
-curve that the trials show point by point. Test rows are evaluated once, at the end.
+curve that the trials show point by point. The best is trained again on training and validation rows
+together, and test rows are evaluated once, at the end.
 
 Give two numbers for a range to search, one for a fixed value. Everything lands in --output, whose
 density.keras is normalised and is what export/ takes; Ctrl-C at any time, then --resume. Several
@@ -65,6 +66,8 @@ def parse(argv):
     add("--depth", default=[4.0], help="residual layers", **bounds)
     add("--learning-rate", default=[2e-3], help="Adam's, falling to 0", **bounds)
     add("--samples", type=count, default=5_000, help="for log Z, at each level")
+    again = "train the best density again, on training and validation rows"
+    add("--refit", action=argparse.BooleanOptionalAction, default=True, help=again)
     args = parser.parse_args(argv)
     if args.columns and not args.data:
         parser.error("--columns needs --data")
@@ -179,6 +182,12 @@ def main(argv=None):
             )
         )
     dde = tuner.get_best_models()[0]
+    if args.refit:
+        everything = np.concatenate([x, x_validation])
+        try:
+            dde = tuner.refit(everything, epochs=args.epochs, verbose=2)
+        except ValueError as error:
+            raise runs.RunError(f"{error}; add --no-refit.") from None
     # Of the trials' densities the one with the lowest sigma has the longest curve.
     done = [tuner.oracle.trials[row["trial"]] for row in rows if row["status"] == "COMPLETED"]
     lowest = tuner.load_model(min(done, key=lambda t: t.hyperparameters.values.get("sigma", 0.0)))
@@ -206,10 +215,10 @@ def main(argv=None):
     )
     run.save("density", dde)
     test = dde.log_density(x_test, normalized=True).numpy().astype(np.float64)
-    error = math.hypot(test.std(ddof=1) / math.sqrt(len(test)), dde.partition.standard_error)
+    test_error = math.hypot(test.std(ddof=1) / math.sqrt(len(test)), dde.partition.standard_error)
     result = {
         "log_likelihood": float(test.mean()),
-        "standard_error": error,
+        "standard_error": test_error,
         "sigma": dde.noise.sigma,
         "trial": rows[0],
         "log_partition": dde.partition.get_config(),
@@ -220,8 +229,8 @@ def main(argv=None):
         beside.write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"sigma = {dde.noise.sigma:.3g} standard deviations; {dde.partition}\n"
-        f"Held-out log-likelihood: {test.mean():.4f} ± {error:.4f} nats per row in the data's own "
-        f"units ({len(test)} test rows)."
+        f"Held-out log-likelihood: {test.mean():.4f} ± {test_error:.4f} nats per row in the data's "
+        f"own units ({len(test)} test rows)."
     )
     return True
 

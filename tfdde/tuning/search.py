@@ -17,6 +17,7 @@ trials and any number of workers run them; they share the directory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -29,7 +30,7 @@ from tfdde.callbacks import DivergedError, atomic
 from tfdde.checks import check_integer, check_positive, check_rows
 from tfdde.datasets.stream import stream
 from tfdde.density import DDE
-from tfdde.estimate import Evaluator
+from tfdde.estimate import Evaluator, LogPartition
 from tfdde.noise import Constant, LogUniform
 from tfdde.recipes import table_density
 from tfdde.tuning.curve import OverfittingWarning, overfitting
@@ -127,22 +128,44 @@ class Densities(keras_tuner.HyperModel):
             kwargs: ``validation_data``, ``epochs``, ``initial_epoch``, ``callbacks``, ``verbose``
                 of ``DDE.fit``.
         """
-        rate, epochs = float(model.optimizer.learning_rate), kwargs.get("epochs", 1)
-        callbacks = [
-            keras.callbacks.LearningRateScheduler(
-                lambda epoch: rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-            ),
-            keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
-            keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True),
-            *kwargs.pop("callbacks", ()),
-        ]
+        stop = keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True)
+        average = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
         held_out = np.resize(kwargs.pop("validation_data"), (VALIDATED, x.shape[1]))
+        return self._train(
+            model,
+            x,
+            kwargs.get("epochs", 1),
+            callbacks=[average, stop, *kwargs.pop("callbacks", ())],
+            validation_data=held_out,
+            validation_batch_size=VALIDATED,
+            **kwargs,
+        )
+
+    def refit(self, hp: Any, x: Any, trained: int, **kwargs: Any) -> DDE:
+        """A density of other rows, as of training and held-out ones together.
+
+        Args:
+            hp: hyperparameters of a trial.
+            x: rows, (rows, n).
+            trained: epochs to train for, as many as were best in the trial.
+            kwargs: ``epochs``, those of the trial's schedule, and ``verbose`` of ``DDE.fit``.
+        """
+        other = copy.copy(self)
+        other.x = check_rows(x, "x", self.x.shape[1:])
+        model = other.build(hp)
+        self._train(model, other.x, kwargs.pop("epochs"), epochs=trained, **kwargs)
+        return model
+
+    def _train(self, model: DDE, x: Any, schedule: int, callbacks: Any = (), **kwargs: Any) -> Any:
+        rate = float(model.optimizer.learning_rate)
+
+        def cosine(epoch: int) -> float:
+            return rate * 0.5 * (1 + math.cos(math.pi * epoch / schedule))
+
         return model.fit(
             stream(x, min(self.batch_size, len(x)), self.seed),
             steps_per_epoch=max(EPOCH, math.ceil(len(x) / self.batch_size)),
-            validation_data=held_out,
-            validation_batch_size=VALIDATED,
-            callbacks=callbacks,
+            callbacks=[keras.callbacks.LearningRateScheduler(cosine), *callbacks],
             **kwargs,
         )
 
@@ -150,8 +173,9 @@ class Densities(keras_tuner.HyperModel):
 class LikelihoodTuner(keras_tuner.Tuner):
     """Trains a density for each trial, normalises it, and ranks it by held-out log-likelihood.
 
-    A trial reports ``log_likelihood``, the mean over the validation rows in nats, and its
-    ``standard_error`` of rows and log Z in quadrature.  It fails with ``FailedTrialError`` if log Z
+    A trial reports ``log_likelihood``, the mean over the validation rows in nats, its
+    ``standard_error`` of rows and log Z in quadrature, and ``trained``, the epochs until the lowest
+    validation loss.  It fails with ``FailedTrialError`` if log Z
     can't be trusted or the training diverges.  ``get_best_models`` returns densities that are
     normalised; the folder of each trial has its as ``density.keras``.
 
@@ -213,14 +237,13 @@ class LikelihoodTuner(keras_tuner.Tuner):
         if "tuner/trial_id" in hp.values:
             model.load_weights(self._folder(hp.values["tuner/trial_id"]) / "state.weights.h5")
         try:
-            self.hypermodel.fit(hp, model, x, validation_data=validation_data, **kwargs)
+            history = self.hypermodel.fit(hp, model, x, validation_data=validation_data, **kwargs)
         except DivergedError as diverged:
             raise keras_tuner.errors.FailedTrialError(str(diverged)) from diverged
         few = len(validation_data) < ENOUGH
-        starts = np.concatenate([validation_data, x]) if few else validation_data
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This estimate can't be trusted")
-            found = model.log_partition(starts, **self.partition)
+        found = self._normalise(
+            model, np.concatenate([validation_data, x]) if few else validation_data
+        )
         if not found.trusted:
             raise keras_tuner.errors.FailedTrialError(f"log Z can't be trusted: {found}")
         folder = self._folder(trial.trial_id)
@@ -233,7 +256,38 @@ class LikelihoodTuner(keras_tuner.Tuner):
         if message := overfitting(evaluate(x[:COMPARED], sigma) - found.value, value):
             warnings.warn(f"sigma = {sigma:.3g}: {message}", OverfittingWarning, stacklevel=2)
         error = math.hypot(value.std(ddof=1) / math.sqrt(len(value)), found.standard_error)
-        return {"log_likelihood": float(value.mean()), "standard_error": error}
+        result = {"log_likelihood": float(value.mean()), "standard_error": error}
+        losses = getattr(history, "history", {}).get("val_loss")
+        if losses:
+            result["trained"] = kwargs.get("initial_epoch", 0) + int(np.argmin(losses)) + 1
+        return result
+
+    def _normalise(self, model: DDE, rows: Any) -> LogPartition:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This estimate can't be trusted")
+            return model.log_partition(rows, **self.partition)
+
+    def refit(self, x: Any, **kwargs: Any) -> DDE:
+        """The best trial's density trained again, normalised, on training and held-out rows.
+
+        Worth it if rows are few: a fifth more of them can matter more than what was searched.
+
+        Args:
+            x: all rows but those of the test, (rows, n).
+            kwargs: ``epochs``, as given to ``search``, and ``verbose``.
+
+        Raises:
+            ValueError: wrong rows, or log Z can't be trusted.
+        """
+        trial = self.oracle.get_best_trials()[0]
+        hp = trial.hyperparameters
+        kwargs["epochs"] = hp.values.get("tuner/epochs", kwargs.get("epochs", 1))
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(self.seed)
+        model = self.hypermodel.refit(hp, x, int(trial.metrics.get_best_value("trained")), **kwargs)
+        if not (found := self._normalise(model, x)).trusted:
+            raise ValueError(f"log Z can't be trusted after `refit`: {found}")
+        return model
 
     def _folder(self, trial_id: str) -> Path:
         return Path(self.get_trial_dir(trial_id))
