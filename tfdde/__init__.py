@@ -3,10 +3,12 @@
 from tfdde import datasets, losses, metrics, networks, recipes, starts, tuning
 from tfdde.base import GaussianBase
 from tfdde.callbacks import Checkpoint, DivergedError
-from tfdde.density import DDE, UnnormalizedWarning
+from tfdde.conditions import LogPartitions
+from tfdde.density import DDE
 from tfdde.estimate import LogPartition
 from tfdde.generator import Generator
 from tfdde.noise import Constant, Decay, LogUniform
+from tfdde.readout import UnnormalizedWarning
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,7 @@ __all__ = [
     "GaussianBase",
     "Generator",
     "LogPartition",
+    "LogPartitions",
     "LogUniform",
     "UnnormalizedWarning",
     "datasets",

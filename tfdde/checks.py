@@ -79,23 +79,67 @@ def check_pixels(x: np.ndarray, name: str, margin: float = 0.0) -> np.ndarray:
     return x
 
 
-def check_dataset(dataset: Any, name: str, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless a tf.data dataset yields batches (rows, *shape) of floats."""
+def check_conditions(
+    conditions: Any, width: int, rows: int | None, name: str = "conditions", single: bool = False
+) -> np.ndarray | None:
+    """Return ``conditions`` as a finite float32 array (rows, width), or None if ``width`` is 0.
+
+    Args:
+        conditions: what the user gave, None for nothing.
+        width: entries of a condition that the model takes, 0 for a model without any.
+        rows: how many there must be, None if that is not known.
+        name: of the argument.
+        single: one row will do for all.
+
+    Raises:
+        ValueError: conditions for a model that takes none, or none for one that does; not
+            numeric, wrong rank, width or number of rows, NaN or infinity.
+    """
+    if conditions is None and not width:
+        return None
+    if not width:
+        raise ValueError(
+            f"`{name}` must be None, since the network has no input `condition` (tfdde.networks "
+            f"make one with conditions=k), got shape {np.shape(conditions)}."
+        )
+    if conditions is None:
+        raise ValueError(
+            f"`{name}` must have shape (rows, {width}), as the network's input `condition` has "
+            "it, got None."
+        )
+    if getattr(conditions, "ndim", width) == 1:
+        raise ValueError(
+            f"`{name}` must have rank 2, shape (rows, {width}), got shape {conditions.shape}; "
+            "labels become such rows by keras.utils.to_categorical."
+        )
+    array = check_rows(conditions, name, (width,), allow_empty=True)
+    if rows is not None and len(array) != rows and not (single and len(array) == 1):
+        expected = f"{rows} rows, one for each of the data" + (", or one for all" * single)
+        raise ValueError(f"`{name}` must have {expected}, got {len(array)}.")
+    return array
+
+
+def check_dataset(dataset: Any, name: str, shape: tuple[int, ...], width: int = 0) -> None:
+    """Raise ValueError unless a tf.data dataset yields batches (rows, *shape) of floats.
+
+    With ``width``, pairs of them and of conditions (rows, width).
+    """
     spec = dataset.element_spec
-    if isinstance(spec, tuple) and len(spec) == 1:
-        spec = spec[0]
-    if not isinstance(spec, tf.TensorSpec):
+    specs = spec if isinstance(spec, tuple) else (spec,)
+    shapes = [shape, (width,)] if width else [shape]
+    if len(specs) != len(shapes) or not all(isinstance(s, tf.TensorSpec) for s in specs):
         # A distributed dataset wraps the specs of its replicas; the step itself will check.
         if isinstance(dataset, tf.data.Dataset):
-            raise ValueError(
-                f"`{name}` must yield one tensor of shape {_describe(shape)}, without labels, "
-                f"got elements of {spec}."
-            )
+            expected = f"one tensor of shape {_describe(shape)}, without labels"
+            if width:
+                expected = f"pairs of rows {_describe(shape)} and conditions (rows, {width})"
+            raise ValueError(f"`{name}` must yield {expected}, got elements of {spec}.")
         return
-    if not spec.dtype.is_floating:
-        raise ValueError(f"`{name}` must yield floating-point batches, got {spec.dtype.name}.")
-    if not spec.shape.is_compatible_with((None, *shape)):
-        raise ValueError(
-            f"`{name}` must yield batches of shape {_describe(shape)}, got {spec.shape}; "
-            "is `.batch(...)` missing?"
-        )
+    for each, expected_shape in zip(specs, shapes, strict=True):
+        if not each.dtype.is_floating:
+            raise ValueError(f"`{name}` must yield floating-point batches, got {each.dtype.name}.")
+        if not each.shape.is_compatible_with((None, *expected_shape)):
+            raise ValueError(
+                f"`{name}` must yield batches of shape {_describe(expected_shape)}, got "
+                f"{each.shape}; is `.batch(...)` missing?"
+            )

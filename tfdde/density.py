@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,25 +9,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde import partition, random, starts
+from tfdde import random, starts
 from tfdde.base import GaussianBase
 from tfdde.checks import check_pixels, check_rows
+from tfdde.conditions import LogPartitions, fix
 from tfdde.estimate import LogPartition
-from tfdde.losses import dde_loss, joint_loss, score_of
+from tfdde.losses import dde_loss, joint_loss
 from tfdde.networks import check_scalar
-from tfdde.noise import Constant, LogUniform, Noise, check_level
+from tfdde.noise import Constant, LogUniform, Noise
 from tfdde.random import Stream
-from tfdde.training import Trainer, as_batch, global_count, to_rows, update_mean
+from tfdde.readout import Readout
+from tfdde.training import Trainer, as_batch, global_count, update_mean
 
 COMPONENT_ROWS = 50_000  # rows that independent components are taken from
 
 
-class UnnormalizedWarning(UserWarning):
-    """A log-density was returned that is known up to a constant only."""
-
-
 @keras.saving.register_keras_serializable(package="tfdde")
-class DDE(Trainer):
+class DDE(Readout, Trainer):
     """Denoising density estimator: a scalar network s(x) = log(p * N(0, sigma**2 I))(x) + C.
 
     Trained by ``|| grad s(x + eta) + eta / sigma**2 ||**2`` (eq. 10), reported
@@ -50,10 +47,22 @@ class DDE(Trainer):
     >>> dde.adapt(x)
     >>> dde.start_at_independent_components(x)
 
+    A network with an input ``condition`` makes it conditional, s(x, condition) = log p(x |
+    condition) + C(condition), for labels (one-hot rows, by ``keras.utils.to_categorical``) and
+    for continuous conditions.  Noise and gradient are of x alone.
+
+    >>> dde = tfdde.DDE(tfdde.networks.residual_mlp(2, conditions=10), noise=tfdde.Constant(0.2))
+    >>> dde.compile("adam")
+    >>> dde.fit(x, keras.utils.to_categorical(labels, 10), batch_size=2048, epochs=10)
+    >>> dde.score(x, conditions=conditions)
+    >>> seven = dde.given(keras.utils.to_categorical(7, 10))
+    >>> seven.log_partition(x[labels == 7])
+
     Args:
         network: Keras model (batch, *shape) -> (batch, 1), twice differentiable almost
             everywhere (no ReLU: its score is a step function).  With ``LogUniform`` noise
-            its inputs are x and ``level``, shape (batch, 1), sigma's place from -1 to 1.
+            its inputs are x and ``level``, shape (batch, 1), sigma's place from -1 to 1.  A last
+            input named ``condition``, shape (batch, k), takes the condition.
         noise: where training takes sigma from, ``Constant``, ``Decay`` or ``LogUniform``.
         base: Gaussian that is added to the network's output; by default none, as in the
             paper, and then e^s need not be integrable; with ``LogUniform`` noise the standard
@@ -71,6 +80,8 @@ class DDE(Trainer):
     Attributes:
         partition: the ``LogPartition`` that ``log_partition`` found, saved with the model, or
             None; training discards it.
+        partitions: of a conditional density the ``LogPartitions``, in the same way.
+        condition_dim: entries of a condition, 0 for a density without.
 
     Raises:
         ValueError: the network is not scalar or not built, or ``noise`` is no noise.
@@ -94,7 +105,7 @@ class DDE(Trainer):
                 "`noise` must be tfdde.Constant, tfdde.Decay or tfdde.LogUniform, got "
                 f"{noise!r}; for one level write tfdde.Constant(sigma)."
             )
-        self.data_shape = check_scalar(network, isinstance(noise, LogUniform))
+        self.data_shape, self.condition_dim = check_scalar(network, isinstance(noise, LogUniform))
         if base is None and isinstance(noise, LogUniform):
             base = GaussianBase(self.data_shape)
         if base is not None and (
@@ -118,6 +129,7 @@ class DDE(Trainer):
         self.time_weight = float(time_weight)
         self.seed = random.check_seed(seed)
         self.partition: LogPartition | None = None
+        self.partitions: LogPartitions | None = None
         self._objective: Callable = self.at
         self.loss_tracker = keras.metrics.Mean(name="loss")
         if normalization is not None and not normalization.built:
@@ -201,70 +213,61 @@ class DDE(Trainer):
     def prepare(self, compiler: Callable, under: Callable | None = None) -> None:
         """Trace loss and gradients through ``compiler``, of the model that trains this one.
 
-        With ``under``, a log-density of (x, sigma), the network is trained to correct that one
-        instead of the base.
+        With ``under``, a log-density of (x, sigma, *condition), the network is trained to
+        correct that one instead of the base.
         """
         self._objective = self.at
         if under is not None:
-            self._objective = lambda x, sigma: self.correction(x, sigma) + under(x, sigma)
+            self._objective = lambda *given: self.correction(*given) + under(*given)
         self._gradients = compiler(self._loss_and_gradients)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
+    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """s(x) at the final noise level, in the data's own units, shape (batch,)."""
-        return self._outside(x, tf.constant(self.noise.sigma, tf.float32))
+        given = [] if condition is None else [condition]
+        return self._outside(x, tf.constant(self.noise.sigma, tf.float32), *given)
 
-    def inside(self, x: tf.Tensor) -> tf.Tensor:
-        """Rows as the density sees them: standardised, if there is a ``normalization``."""
-        return x if self.normalization is None else self.normalization(x)
-
-    def _log_scale(self) -> tf.Tensor:
-        """Log of the Jacobian determinant of ``inside``: a scalar."""
-        if self.normalization is None:
-            return tf.constant(0.0)
-        variance = tf.convert_to_tensor(self.normalization.variance)
-        each = tf.broadcast_to(variance, (1, *self.data_shape))
-        return -tf.reduce_sum(tf.math.log(tf.maximum(tf.sqrt(each), keras.config.epsilon())))
-
-    def _outside(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        s = self.at(self.inside(x), sigma)
-        if self.normalization is None:
-            return s
-        # Of shape (batch, 1), since TFLite lacks the gradient of "+" with a dynamic batch.
-        scale = tf.reshape(self._log_scale(), (1,))
-        return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), scale), axis=-1)
-
-    def correction(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    def correction(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
         """The network's part of ``at``, without the base's."""
+        if len(condition) != bool(self.condition_dim):
+            expected = f"of shape (batch, {self.condition_dim})" if self.condition_dim else "none"
+            raise ValueError(f"`condition` must be {expected}, got {condition or None}.")
         if isinstance(self.noise, LogUniform):
             assert self.base is not None  # the constructor's default
             place = self.noise.place(sigma)
             one = sigma.shape.rank == 0
             column = tf.fill((tf.shape(x)[0], 1), place) if one else place[:, None]
-            s = self.network([self.base.scaled(x, sigma), column])
+            s = self.network([self.base.scaled(x, sigma), column, *condition])
         else:
-            s = self.network(x)
+            s = self.network([x, *condition] if condition else x)
         return tf.squeeze(s, axis=-1)
 
-    def at(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """s of standardised rows at noise level ``sigma``, () or (batch,): shape (batch,)."""
-        s = self.correction(x, sigma)
+    def at(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        """s of standardised rows at noise level ``sigma``, () or (batch,): shape (batch,).
+
+        A conditional density takes their ``condition``, (batch, condition_dim), too.
+        """
+        s = self.correction(x, sigma, *condition)
         # add_n, since the gradient of "+" with a dynamic batch is beyond TFLite.
         return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
 
-    def row_losses(self, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    def row_losses(
+        self, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor
+    ) -> tf.Tensor:
         """The loss of each standardised row: eq. 10 times sigma**2 / n, shape (batch,).
 
         With ``LogUniform`` noise and a ``time_weight``, its weighted mean with that of
         time-score matching.
         """
         if isinstance(self.noise, LogUniform) and self.time_weight:
-            space, time = joint_loss(self._objective, x, epsilon, sigma)
+            space, time = joint_loss(
+                lambda y, level: self._objective(y, level, *condition), x, epsilon, sigma
+            )
             n = float(np.prod(self.data_shape))
             return (n * space + self.time_weight * time) / (n + self.time_weight)
-        return dde_loss(lambda y: self._objective(y, sigma), x, epsilon, sigma)
+        return dde_loss(lambda y: self._objective(y, sigma, *condition), x, epsilon, sigma)
 
     def minimize(
-        self, x: tf.Tensor, optimizer: Any, sigma: tf.Tensor
+        self, x: tf.Tensor, optimizer: Any, sigma: tf.Tensor, *condition: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One step of ``optimizer`` on eq. 10 at noise level ``sigma``, in replica context.
 
@@ -273,35 +276,43 @@ class DDE(Trainer):
         """
         local, total = global_count(x)
         epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Stream.DENSITY_NOISE)
-        loss, gradients = self._gradients(x, epsilon, sigma, total)
+        loss, gradients = self._gradients(x, epsilon, sigma, total, *condition)
         optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
         return loss, local
 
     def _loss_and_gradients(
-        self, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, total: tf.Tensor
+        self,
+        x: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        total: tf.Tensor,
+        *condition: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         variables = self.network.trainable_variables
         if self.antithetic:
             x = tf.concat([x, x], axis=0)
             epsilon = tf.concat([epsilon, -epsilon], axis=0)
             sigma = tf.concat([sigma, sigma], axis=0) if sigma.shape.rank else sigma
+            condition = tuple(tf.concat([c, c], axis=0) for c in condition)
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self.row_losses(x, epsilon, sigma))
+            loss = tf.reduce_sum(self.row_losses(x, epsilon, sigma, *condition))
             if self.antithetic:
                 loss /= 2.0
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x = self.inside(as_batch(data, self.data_shape))
+        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        x = self.inside(x)
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
         sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Stream.DENSITY_LEVEL)
-        loss, count = self.minimize(x, self.optimizer, sigma)
+        loss, count = self.minimize(x, self.optimizer, sigma, *condition)
         update_mean(self.loss_tracker, loss, count)
         return {"loss": self.loss_tracker.result()}
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x = self.inside(as_batch(data, self.data_shape))
+        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        x = self.inside(x)
         # The rows counted so far number the batch, and are back at 0 for each evaluation.
         done = tf.cast(self.loss_tracker.count, tf.int64)
         epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
@@ -309,13 +320,13 @@ class DDE(Trainer):
             sigma = self.noise.draw(tf.shape(x)[0], self.seed, done, Stream.EVALUATION_LEVEL)
         else:
             sigma = tf.constant(self.noise.sigma, tf.float32)
-        loss = self.row_losses(x, epsilon, sigma)
+        loss = self.row_losses(x, epsilon, sigma, *condition)
         update_mean(self.loss_tracker, tf.reduce_sum(loss), tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
 
-    def fit(self, x: Any, **kwargs: Any) -> keras.callbacks.History:
-        self.partition = None
-        return super().fit(x, **kwargs)
+    def fit(self, x: Any, conditions: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        self.partition = self.partitions = None
+        return super().fit(x, conditions, **kwargs)
 
     fit.__doc__ = Trainer.fit.__doc__
 
@@ -323,144 +334,33 @@ class DDE(Trainer):
     def metrics(self) -> list:
         return [self.loss_tracker]
 
-    def log_partition(
-        self,
-        data: Any,
-        method: str | None = None,
-        *,
-        sigma: float | None = None,
-        samples: int | None = None,
-        moves: int = 5,
-        seed: int = 0,
-    ) -> LogPartition:
-        """Estimate log Z, store it in ``partition`` and so normalise ``log_density``.
+    def given(self, condition: Any) -> DDE:
+        """The density at one condition: a ``DDE`` without conditions, of the same weights.
+
+        It has all that such a density has: ``log_partition``, ``tfdde.tuning.select_sigma``,
+        saving, export.  Its log Z is that of ``partitions`` at the very condition, if there is
+        one.  Otherwise ``log_partition`` finds it, at continuous conditions too: it takes rows
+        of the condition, or of conditions nearby, for the ladder moves them to the density at
+        this one.  It does not tell whether the density is right there: between and beyond the
+        conditions of the training data, that is up to how the network goes on.
 
         Args:
-            data: array of shape (rows, *data_shape), better not the training data.
-            method: "ladder" (needs ``LogUniform`` noise, and is then the default), "importance"
-                (the default otherwise) or "annealed"; see ``tfdde.partition``.
-            sigma: noise level, by default the one that the density is read at.
-            samples: at each level; by default 10,000 for the ladder, 50,000 for importance
-                sampling, 5,000 each way for annealing.
-            moves: Hamiltonian moves at each level of "ladder" and "annealed".
-            seed: of the samples.
-
-        Returns:
-            The estimate with its error.  A ``UserWarning`` says so if it can't be trusted.
+            condition: one condition, shape (condition_dim,).
 
         Raises:
-            ValueError: wrong data or unknown method, or the noise does not suit the method.
+            ValueError: the density takes no conditions, or a wrong shape, NaN or infinity.
         """
-        rows = check_pixels(check_rows(data, "data", self.data_shape), "data")
-        rows = self.inside(tf.constant(rows)).numpy()
-        found = partition.estimate(self.at, rows, self.noise, method, sigma, samples, moves, seed)
-        if not found.trusted:
-            advice = "train with tfdde.LogUniform noise and use the ladder"
-            if isinstance(self.noise, LogUniform):
-                advice = "train longer, or give the network more units"
-            warnings.warn(
-                f"This estimate can't be trusted, so `log_density` stays unnormalised: {found}. "
-                f'Try method="annealed", or {advice}.',
-                UserWarning,
-                stacklevel=2,
-            )
-        self.partition = found
-        return found
-
-    @property
-    def normalized(self) -> bool:
-        """Whether ``log_density`` at its default sigma has a trusted log Z to subtract."""
-        return self._normalizer(self.noise.sigma) is not None
-
-    def _normalizer(self, sigma: float) -> float | None:
-        """A trusted log Z at this level, or None."""
-        found = self.partition
-        return found.value if found and found.trusted and found.sigma == sigma else None
-
-    def log_density(
-        self, x: Any, sigma: float | None = None, *, normalized: bool | None = None
-    ) -> tf.Tensor:
-        """log(p * N(0, sigma**2 I))(x), with a ``normalization`` in the data's own units.
-
-        Until ``log_partition`` has found a trusted log Z for this sigma it is unnormalised, up
-        to one unknown constant of this model: differences between points mean something, a
-        single value or another model's does not.
-
-        Args:
-            x: array or tensor, shape (rows, *data_shape).
-            sigma: noise level; by default, and without ``LogUniform`` noise always, the one
-                that the density is read at.
-            normalized: True: refuse without a trusted log Z.  False: s itself.  By default
-                normalised if that is possible, otherwise s with an ``UnnormalizedWarning``.
-
-        Returns:
-            float32 tensor, shape (rows,), in nats.
-
-        Raises:
-            ValueError: wrong rank or width, NaN or infinity, unscaled pixels, a sigma that was
-                not trained, or no trusted log Z where one was asked for.
-        """
-        rows, level = self._rows(x), check_level(self.noise, sigma)
-        log_z = None if normalized is False else self._normalizer(level)
-        if log_z is None and normalized is not False:
-            message = (
-                f"This log-density is unnormalised: no trusted log Z at sigma = {level:g}. "
-                "Call `log_partition(data)` first, or ask for s itself by `normalized=False`."
-            )
-            if normalized:
-                raise ValueError(message)
-            warnings.warn(message, UnnormalizedWarning, stacklevel=2)
-        s = self._log_density(rows, tf.constant(level, tf.float32))
-        return s if log_z is None else s - tf.constant(log_z, tf.float32)
-
-    def score(self, x: Any, sigma: float | None = None) -> tf.Tensor:
-        """Gradient of the log-density at each row, in nats per unit of x.
-
-        Args and errors as for ``log_density``.
-
-        Returns:
-            float32 tensor, shape of ``x``.
-        """
-        level = tf.constant(check_level(self.noise, sigma), tf.float32)
-        return self._score(self._rows(x), level)
-
-    def anomaly_score(self, x: Any) -> tf.Tensor:
-        """-log-density, the higher the stranger; up to a constant if there is no trusted log Z.
-
-        Args and errors as for ``log_density``.
-
-        Returns:
-            float32 tensor, shape (rows,), in nats.
-        """
-        return -self.log_density(x, normalized=self.normalized)
-
-    def anomaly_threshold(self, x: Any, contamination: float = 0.1) -> float:
-        """The anomaly score that a share ``contamination`` of the rows ``x`` exceeds.
-
-        Args:
-            x: array of normal and abnormal rows as they come, shape (rows, *data_shape).
-            contamination: share of abnormal rows, in (0, 0.5], as in scikit-learn.
-
-        Raises:
-            ValueError: as ``log_density``, or a share outside (0, 0.5].
-        """
-        if not 0 < contamination <= 0.5:
-            raise ValueError(f"`contamination` must be in (0, 0.5], got {contamination!r}.")
-        return float(np.quantile(self.anomaly_score(x).numpy(), 1.0 - contamination))
-
-    def _rows(self, x: Any) -> tf.Tensor:
-        rows = to_rows(x, "x", self.data_shape)
-        if not tf.is_tensor(x):
-            check_pixels(rows.numpy(), "x", margin=10 * self.noise.sigma)
-        return rows
-
-    @tf.function(reduce_retracing=True)
-    def _log_density(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        return self._outside(x, sigma)
-
-    @tf.function(reduce_retracing=True)
-    def _score(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        return score_of(lambda y: self._outside(y, sigma), x)
+        dde = DDE(
+            fix(self.network, condition, self.condition_dim),
+            self.noise,
+            self.base,
+            self.normalization,
+            self.antithetic,
+            self.time_weight,
+            self.seed,
+        )
+        dde.partition = self.partitions.of(condition) if self.partitions else None
+        return dde
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -471,6 +371,7 @@ class DDE(Trainer):
             "antithetic": self.antithetic,
             "time_weight": self.time_weight,
             "partition": keras.saving.serialize_keras_object(self.partition),
+            "partitions": keras.saving.serialize_keras_object(self.partitions),
             "seed": self.seed,
             "name": self.name,
         }
@@ -478,11 +379,12 @@ class DDE(Trainer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DDE:
         config = dict(config)
-        for name in ("network", "noise", "base", "normalization", "partition"):
+        config.setdefault("partitions", None)  # files of before there were conditions
+        for name in ("network", "noise", "base", "normalization", "partition", "partitions"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
-        found = config.pop("partition")
+        found = {name: config.pop(name) for name in ("partition", "partitions")}
         dde = cls(**config)
-        dde.partition = found
+        dde.partition, dde.partitions = found["partition"], found["partitions"]
         return dde
 
     def get_compile_config(self) -> dict[str, Any] | None:

@@ -10,11 +10,20 @@ import tensorflow as tf
 
 from tfdde import random
 from tfdde.checks import check_integer
+from tfdde.conditions import fix
 from tfdde.density import DDE
 from tfdde.losses import per_row
+from tfdde.networks import condition_width
 from tfdde.noise import LogUniform
 from tfdde.random import Stream
-from tfdde.training import Trainer, as_batch, global_count, to_rows, update_mean
+from tfdde.training import (
+    Trainer,
+    as_batch,
+    global_count,
+    to_conditions,
+    to_rows,
+    update_mean,
+)
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
@@ -33,8 +42,15 @@ class Generator(Trainer):
     >>> generator.fit(x, batch_size=100, epochs=10)
     >>> generator.sample(64, seed=1)
 
+    Of conditional densities it is a conditional sampler x = g(z, condition): in training s_p, s_q
+    and g all see the conditions of the batch's rows.
+
+    >>> generator.fit(x, keras.utils.to_categorical(labels, 10), batch_size=100, epochs=10)
+    >>> generator.sample(64, conditions=keras.utils.to_categorical([7], 10))
+
     Args:
-        generator: Keras model (batch, latent_dim) -> (batch, *shape).
+        generator: Keras model (batch, latent_dim) -> (batch, *shape), with a second input
+            ``condition`` (batch, k) if the densities take one.
         data_dde: s_p, a ``DDE`` of the data: trained before and frozen, or trained
             along if ``compile`` is given a ``data_optimizer``.
         generated_dde: s_q, another ``DDE`` of the same shape and noise level.
@@ -84,10 +100,14 @@ class Generator(Trainer):
             )
         if not isinstance(generator, keras.Model) or not generator.built:
             raise ValueError(f"`generator` must be a built keras.Model, got {generator!r}.")
-        if generator.input_shape != (None, self.latent_dim):
+        self.condition_dim = condition_width(generator)
+        latent = (None, self.latent_dim)
+        if [tuple(i.shape) for i in generator.inputs[: -1 if self.condition_dim else None]] != [
+            latent
+        ]:
             raise ValueError(
-                f"`generator` must take inputs of shape (None, latent_dim) = "
-                f"(None, {self.latent_dim}), got {generator.input_shape}."
+                f"`generator` must take inputs of shape (None, latent_dim) = {latent}, beside any "
+                f"`condition`, got {generator.input_shape}."
             )
         self.data_shape = tuple(generator.output_shape[1:])
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
@@ -95,6 +115,11 @@ class Generator(Trainer):
                 raise ValueError(
                     f"`{name}` must take rows of the generator's shape {self.data_shape}, "
                     f"got {dde.data_shape}."
+                )
+            if dde.condition_dim != self.condition_dim:
+                raise ValueError(
+                    f"`{name}` must take conditions of {self.condition_dim} entries, as "
+                    f"`generator` does, got one that takes {dde.condition_dim}."
                 )
             if dde.normalization is not None:
                 raise ValueError(
@@ -160,9 +185,9 @@ class Generator(Trainer):
         self.data_dde.prepare(self.maybe_jit)
         self.generated_dde.prepare(self.maybe_jit, self.data_dde.at if self.relative else None)
 
-    def call(self, z: tf.Tensor) -> tf.Tensor:
-        """g(z), shape (batch, *data_shape)."""
-        return self.generator(z)
+    def call(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """g(z) or g(z, condition), shape (batch, *data_shape)."""
+        return self.generator(z if condition is None else [z, condition])
 
     def _latent(self, count: Any, iteration: Any, stream: Stream) -> tf.Tensor:
         return random.normal((count, self.latent_dim), self.seed, iteration, stream)
@@ -177,26 +202,27 @@ class Generator(Trainer):
         return noise.at(tf.convert_to_tensor(self.optimizer.iterations))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x = as_batch(data, self.data_shape)
+        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
         rows = tf.shape(x)[0]
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
         # Unrolled: `apply_gradients` may not stand in a tf.while_loop under a strategy.
         if self.data_optimizer is not None:
             for _ in range(self.data_steps):
                 sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
-                loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma)
+                loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma, *condition)
                 update_mean(self.data_loss_tracker, loss, count)
         for _ in range(self.dde_steps):
             done = self.dde_optimizer.iterations
             z = self._latent(rows, done, Stream.LATENT_DENSITY)
             sigma = self._level(rows, done, Stream.GENERATED_LEVEL)
-            loss, count = self.generated_dde.minimize(self.generator(z), self.dde_optimizer, sigma)
+            y = self.call(z, *condition)
+            loss, count = self.generated_dde.minimize(y, self.dde_optimizer, sigma, *condition)
             update_mean(self.dde_loss_tracker, loss, count)
         count, total = global_count(x)
         z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
         epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)
         sigma = self._level(rows, iteration, Stream.GENERATOR_LEVEL)
-        loss, gradients = self._descend(z, epsilon, sigma, total)
+        loss, gradients = self._descend(z, epsilon, sigma, total, *condition)
         self.optimizer.apply_gradients(
             zip(gradients, self.generator.trainable_variables, strict=True)
         )
@@ -204,23 +230,30 @@ class Generator(Trainer):
         return {m.name: m.result() for m in self.metrics}
 
     def _loss_and_gradients(
-        self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, total: tf.Tensor
+        self,
+        z: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        total: tf.Tensor,
+        *condition: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         variables = self.generator.trainable_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
-            loss = tf.reduce_sum(self._divergence(z, epsilon, sigma))
+            loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
-    def _divergence(self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    def _divergence(
+        self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor
+    ) -> tf.Tensor:
         """w(sigma) (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
-        x = self.generator(z)
-        y = x + per_row(sigma, x) * epsilon
+        x = self.call(z, *condition)
+        given = x + per_row(sigma, x) * epsilon, sigma, *condition
         if self.relative:
-            difference = self.generated_dde.correction(y, sigma)
+            difference = self.generated_dde.correction(*given)
         else:
-            difference = self.generated_dde.at(y, sigma) - self.data_dde.at(y, sigma)
+            difference = self.generated_dde.at(*given) - self.data_dde.at(*given)
         noise = self.data_dde.noise
         if not isinstance(noise, LogUniform):
             return difference
@@ -229,7 +262,7 @@ class Generator(Trainer):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Mean of s_q - s_p on fresh samples, as many as the batch has rows."""
-        x = as_batch(data, self.data_shape)
+        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
         done = tf.cast(self.loss_tracker.count, tf.int64)
         z = self._latent(tf.shape(x)[0], done, Stream.SAMPLE)
         epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
@@ -237,7 +270,7 @@ class Generator(Trainer):
         sigma = tf.constant(noise.sigma, tf.float32)
         if isinstance(noise, LogUniform):
             sigma = noise.draw(tf.shape(x)[0], self.seed, done, Stream.EVALUATION_LEVEL)
-        loss = tf.reduce_sum(self._divergence(z, epsilon, sigma))
+        loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
         update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
 
@@ -248,38 +281,50 @@ class Generator(Trainer):
             trackers.append(self.data_loss_tracker)
         return trackers
 
-    def sample(self, n: int, seed: int | None = None) -> tf.Tensor:
+    def sample(self, n: int, seed: int | None = None, *, conditions: Any = None) -> tf.Tensor:
         """``n`` samples g(z), without noise.
 
         Args:
             n: how many.
             seed: the same seed gives the same samples, and the first ones of a larger n;
                 by default drawn.
+            conditions: of a conditional sampler, shape (n, condition_dim), or
+                (1, condition_dim) for all samples alike.
 
         Returns:
             float32 tensor, shape (n, *data_shape).
+
+        Raises:
+            ValueError: ``n`` or ``seed`` is out of range; conditions for a sampler that takes
+                none, none for one that does, or of a wrong shape.
         """
         n = check_integer(n, "n", minimum=0)
         z = self._sample_latent(n, random.check_seed(seed))
-        return self._decode(z)
+        return self.decode(z, conditions)
 
     def _sample_latent(self, n: int, seed: int) -> tf.Tensor:
         return random.normal((n, self.latent_dim), seed, 0, Stream.SAMPLE)
 
-    def decode(self, z: Any) -> tf.Tensor:
-        """g(z) for latents of shape (rows, latent_dim): float32, shape (rows, *data_shape)."""
-        return self._decode(to_rows(z, "z", (self.latent_dim,)))
+    def decode(self, z: Any, conditions: Any = None) -> tf.Tensor:
+        """g(z) for latents of shape (rows, latent_dim): float32, shape (rows, *data_shape).
+
+        ``conditions`` are as for ``sample``.
+        """
+        z = to_rows(z, "z", (self.latent_dim,))
+        columns = z, *to_conditions(conditions, self.condition_dim, z)
+        return self._decode(*(tf.convert_to_tensor(column) for column in columns))
 
     @tf.function(reduce_retracing=True)
-    def _decode(self, z: tf.Tensor) -> tf.Tensor:
-        return self.generator(z)
+    def _decode(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        return self.call(z, condition)
 
-    def interpolate(self, z0: Any, z1: Any, steps: int) -> tf.Tensor:
+    def interpolate(self, z0: Any, z1: Any, steps: int, conditions: Any = None) -> tf.Tensor:
         """Samples along the straight line between two latents, both ends included.
 
         Args:
             z0, z1: latents, shape (latent_dim,).
             steps: number of samples, >= 2.
+            conditions: of the samples, as for ``sample``.
 
         Returns:
             float32 tensor, shape (steps, *data_shape).
@@ -290,7 +335,30 @@ class Generator(Trainer):
             for name, z in (("z0", z0), ("z1", z1))
         ]
         weight = tf.linspace(0.0, 1.0, steps)[:, None]
-        return self._decode((1.0 - weight) * ends[0] + weight * ends[1])
+        return self.decode((1.0 - weight) * ends[0] + weight * ends[1], conditions)
+
+    def given(self, condition: Any) -> Generator:
+        """The sampler at one condition: a ``Generator`` without conditions, of the same weights.
+
+        Its densities are ``DDE.given`` of this one's.  Like these it can be exported.
+
+        Args:
+            condition: one condition, shape (condition_dim,).
+
+        Raises:
+            ValueError: the sampler takes no conditions, or a wrong shape, NaN or infinity.
+        """
+        return Generator(
+            fix(self.generator, condition, self.condition_dim),
+            self.data_dde.given(condition),
+            self.generated_dde.given(condition),
+            self.latent_dim,
+            self.dde_steps,
+            self.data_steps,
+            self.relative,
+            self.level_power,
+            self.seed,
+        )
 
     def get_config(self) -> dict[str, Any]:
         parts = ("generator", "data_dde", "generated_dde")

@@ -116,15 +116,16 @@ def _check_shape(value: Any, name: str) -> tuple[int, ...]:
     return shape
 
 
-def _flat_input(input_shape: Shape, levels: bool) -> tuple[Any, keras.KerasTensor]:
+def _flat_input(input_shape: Shape, levels: bool, conditions: int) -> tuple[Any, keras.KerasTensor]:
     """The model's inputs, and all of them as one flat tensor."""
     shape = _check_shape(input_shape, "input_shape")
+    conditions = check_integer(conditions, "conditions", 0)
     x = keras.Input(shape, name="x")
     flat = x if len(shape) == 1 else keras.layers.Flatten()(x)
-    if not levels:
-        return x, flat
-    level = keras.Input((1,), name="level")
-    return [x, level], Concat()([flat, level])
+    others = [keras.Input((1,), name="level")] if levels else []
+    if conditions:
+        others.append(keras.Input((conditions,), name="condition"))
+    return ([x, *others], Concat()([flat, *others])) if others else (x, flat)
 
 
 def _output(h: keras.KerasTensor, output_shape: Shape | None, activation: Any) -> Any:
@@ -147,6 +148,7 @@ def residual_mlp(
     experts: int = 0,
     components: int = 16,
     spread: float = 2.0,
+    conditions: int = 0,
     name: str | None = None,
 ) -> keras.Model:
     """Residual MLP: a linear layer to ``width``, ``depth`` times h + f(Wh + b), a linear output.
@@ -170,6 +172,8 @@ def residual_mlp(
         spread: standard deviation of the first layer's units at first, for inputs of unit
             scale; their offsets are uniform in twice that.  Low for smooth densities, high for
             sharp ones: it is about how many bends a unit's direction begins with.
+        conditions: entries of a condition; with any, the model has a last input ``condition``
+            (batch, conditions).
         name: the model's name.
 
     Returns:
@@ -184,11 +188,13 @@ def residual_mlp(
         check_integer(experts, "experts", 0),
         check_integer(components, "components"),
     )
-    x, h = _flat_input(input_shape, levels)
+    x, h = _flat_input(input_shape, levels, conditions)
     # Directions and offsets spread the kinks over a few units around the origin, and branches
     # of variance 1 / depth keep the sum's scale: from Glorot's initialisation 25 layers learn
     # next to nothing in 1,500 steps (KL 0.25 against 0.002 nats on the checkerboard).
-    directions = keras.initializers.VarianceScaling(spread**2, "fan_in", "normal")
+    # Entries of a condition, which may be many that are 0, don't make x's own weights smaller.
+    fan_in = h.shape[-1] / (h.shape[-1] - conditions)
+    directions = keras.initializers.VarianceScaling(spread**2 * fan_in, "fan_in", "normal")
     offsets = keras.initializers.RandomUniform(-2.0 * spread, 2.0 * spread)
     h = keras.layers.Dense(width, kernel_initializer=directions, bias_initializer=offsets)(h)
     for _ in range(depth):
@@ -212,6 +218,7 @@ def dense_block(
     activation: Any = softplus,
     output_activation: Any = None,
     levels: bool = False,
+    conditions: int = 0,
     name: str | None = None,
 ) -> keras.Model:
     """Dense block: ``depth`` fully connected layers, each fed with all that came before it.
@@ -222,15 +229,31 @@ def dense_block(
     Args, returns and errors are those of ``residual_mlp``.
     """
     width, depth = check_integer(width, "width"), check_integer(depth, "depth")
-    x, h = _flat_input(input_shape, levels)
+    x, h = _flat_input(input_shape, levels, conditions)
     for _ in range(depth):
         new = keras.layers.Dense(width, activation=activation)(h)
         h = Concat()([h, new])
     return keras.Model(x, _output(h, output_shape, output_activation), name=name)
 
 
-def check_scalar(network: Any, levels: bool) -> tuple[int, ...]:
-    """The shape of one row that a scalar network takes, or ValueError."""
+def condition_width(network: keras.Model) -> int:
+    """Entries of the condition that a network takes as its last input, 0 if it takes none."""
+    last = network.inputs[-1]
+    if len(network.inputs) < 2 or last.name != "condition":
+        return 0
+    if len(last.shape) != 2 or not last.shape[1]:
+        raise ValueError(
+            f"`network` must have an input `condition` of shape (None, k), got {last.shape}."
+        )
+    return int(last.shape[1])
+
+
+def check_scalar(network: Any, levels: bool) -> tuple[tuple[int, ...], int]:
+    """The shape of one row that a scalar network takes and the width of a condition.
+
+    Raises:
+        ValueError: the network is not built, not scalar, or has other inputs.
+    """
     if not isinstance(network, keras.Model) or not network.built:
         raise ValueError(f"`network` must be a built keras.Model, got {network!r}.")
     if network.output_shape != (None, 1):
@@ -239,15 +262,20 @@ def check_scalar(network: Any, levels: bool) -> tuple[int, ...]:
             f"got {network.output_shape}."
         )
     shapes = network.input_shape
-    several = isinstance(shapes, list)
-    if levels and not (several and len(shapes) == 2 and shapes[1] == (None, 1)):
+    width = condition_width(network)
+    x, *others = shapes if isinstance(shapes, list) else [shapes]
+    if width:
+        others.pop()
+    if levels and others != [(None, 1)]:
         raise ValueError(
             "`network` must have two inputs with LogUniform noise, x and level of shape "
-            f"(None, 1), got {shapes}; tfdde.networks make them with levels=True."
+            f"(None, 1), beside any `condition`, got {shapes}; tfdde.networks make them with "
+            "levels=True."
         )
-    if several and not levels:
+    if others and not levels:
         raise ValueError(
-            f"`network` must have one input x with noise of one level, got {shapes}; networks "
-            "of two, made with levels=True, are for tfdde.LogUniform."
+            "`network` must have one input x with noise of one level, beside any `condition`, "
+            f"got {shapes}; networks with a level, made with levels=True, are for "
+            "tfdde.LogUniform."
         )
-    return tuple(shapes[0][1:] if levels else shapes[1:])
+    return tuple(x[1:]), width

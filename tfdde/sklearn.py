@@ -175,8 +175,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
                 "`steps`, more `partition_samples` or a larger `sigma`; values up to a constant "
                 "are dde_.log_density(X, normalized=False)."
             )
-        chunks = [X[i : i + CHUNK] for i in range(0, len(X), CHUNK)]
-        return np.concatenate([self.dde_.log_density(c, normalized=True).numpy() for c in chunks])
+        return self.dde_.log_density(X, normalized=True).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         """Total log-likelihood of the rows, as ``KernelDensity.score``, the higher the better.

@@ -74,7 +74,7 @@ def along_covariance(network: keras.Model, base: GaussianBase, sigma: float, see
     sigma = check_positive(sigma, "sigma")
     *hidden, _ = [d for d in network.layers if isinstance(d, keras.layers.Dense)]
     n, width = math.prod(base.row_shape), hidden[0].units if hidden else 0
-    levels = len(network.inputs) - 1
+    levels = sum(i.shape[1] for i in network.inputs[1:])  # and conditions
     inputs = [d.kernel.shape[0] for d in hidden]
     if not hidden or inputs != [n + levels + width * i for i in range(len(hidden))]:
         raise ValueError(
@@ -138,7 +138,7 @@ def at_independent_components(network: keras.Model, x: Any, seed: int = 0) -> No
     low, high = np.log(SCALES)
     scales = np.exp(rng.uniform(low, high, first.units))
     scales *= rng.choice([-1.0, 1.0], first.units)
-    kernel = first.get_weights()[0]  # a row for the noise level may follow
+    kernel = first.get_weights()[0]  # rows for noise level and condition may follow
     take = np.arange(first.units) % shape[1]
     kernel[: shape[1]] = ica.components_[take].T * scales
     first.set_weights([kernel, 2.0 * scales * rng.uniform(-1.0, 1.0, first.units)])

@@ -10,7 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.callbacks import EpochCounter, StopOnDivergence
-from tfdde.checks import check_dataset, check_integer, check_pixels, check_rows
+from tfdde.checks import (
+    check_conditions,
+    check_dataset,
+    check_integer,
+    check_pixels,
+    check_rows,
+)
 from tfdde.datasets.stream import epoch_batches
 
 
@@ -38,13 +44,14 @@ def update_mean(metric: keras.metrics.Mean, total: tf.Tensor, count: tf.Tensor) 
 class Trainer(keras.Model):
     """Base of ``DDE`` and ``Generator``: checked input, one code path for every strategy.
 
-    A subclass gives ``data_shape`` (the shape of one row), ``seed``, ``train_step``
-    and ``test_step``.  Keras's own train function fails with
-    ``steps_per_execution`` > 1 under a strategy and with several hosts; this one
-    loops in cross-replica context, which works for all.
+    A subclass gives ``data_shape`` (the shape of one row), ``condition_dim`` (the entries of
+    its condition, if any), ``seed``, ``train_step`` and ``test_step``.  Keras's own train
+    function fails with ``steps_per_execution`` > 1 under a strategy and with several hosts;
+    this one loops in cross-replica context, which works for all.
     """
 
     data_shape: tuple[int, ...]
+    condition_dim: int = 0
     seed: int
     train_function: Any
     test_function: Any
@@ -52,6 +59,7 @@ class Trainer(keras.Model):
     def fit(
         self,
         x: Any,
+        conditions: Any = None,
         *,
         batch_size: int | None = None,
         epochs: int = 1,
@@ -72,21 +80,27 @@ class Trainer(keras.Model):
         resumed at an epoch equals an uninterrupted one.
 
         Args:
-            x: array of shape (rows, *data_shape), or a tf.data.Dataset of such batches.
+            x: array of shape (rows, *data_shape), or a tf.data.Dataset of such batches; for
+                networks with an input ``condition`` a dataset of pairs (x, conditions).
+            conditions: of the rows, for networks with an input ``condition`` only: array of
+                shape (rows, condition_dim).  Labels become one-hot rows by
+                ``keras.utils.to_categorical``; scale other conditions to about unit scale.
             batch_size: rows in a batch of an array; 32 if not given.
             validation_split: share of the last rows of an array to hold out.
-            validation_data: array or dataset to evaluate after each epoch.
+            validation_data: array or dataset to evaluate after each epoch; an array with
+                conditions is a pair (x, conditions).
             callbacks, epochs and the others: as in ``keras.Model.fit``.
 
         Returns:
             The History of losses.
 
         Raises:
-            ValueError: wrong rank or width, no rows, NaN or infinity, unscaled pixels.
+            ValueError: wrong rank or width, no rows, NaN or infinity, unscaled pixels, or
+                conditions that the network does not take, or takes and were not given.
             DivergedError: the loss stopped being finite.
         """
         callbacks = [StopOnDivergence(), *(callbacks or [])]
-        x = self._check_data(x, "x")
+        x, conditions = self._check_data(x, conditions, "x", "conditions")
         if validation_split:
             if is_dataset(x) or not 0 < validation_split < 1 or validation_data is not None:
                 raise ValueError(
@@ -100,21 +114,26 @@ class Trainer(keras.Model):
                     f"{held_out} rows to validate on and {len(x) - held_out} to train on."
                 )
             x, validation_data = x[:-held_out], x[-held_out:]
+            if conditions is not None:
+                validation_data = validation_data, conditions[-held_out:]
+                conditions = conditions[:-held_out]
         elif validation_data is not None:
-            validation_data = self._check_data(validation_data, "validation_data")
+            validation_data = self._check_validation(validation_data)
         if not is_dataset(x):
             if batch_size is not None:
                 check_integer(batch_size, "batch_size")
             if shuffle:
                 epoch = tf.Variable(initial_epoch, dtype=tf.int64, trainable=False)
                 callbacks.append(EpochCounter(epoch))
-                x = epoch_batches(x, batch_size or 32, self.seed, epoch)
+                x = epoch_batches(x, batch_size or 32, self.seed, epoch, conditions)
+                conditions = None
                 validation_batch_size = validation_batch_size or batch_size
                 batch_size = None
         elif batch_size is not None:
             raise ValueError("`batch_size` must not be given with a dataset, which has its own.")
         return super().fit(
             x,
+            conditions,
             batch_size=batch_size,
             epochs=epochs,
             verbose=verbose,
@@ -128,20 +147,39 @@ class Trainer(keras.Model):
             validation_freq=validation_freq,
         )
 
-    def evaluate(self, x: Any, **kwargs: Any) -> Any:
-        """Mean loss on ``x`` (array or dataset), as ``keras.Model.evaluate``.
+    def evaluate(self, x: Any, conditions: Any = None, **kwargs: Any) -> Any:
+        """Mean loss on ``x`` and ``conditions``, as of ``fit``; else as ``keras.Model.evaluate``.
 
         The noise is the same at every call, so values can be compared.
         """
-        if not kwargs.get("_use_cached_eval_dataset"):
-            x = self._check_data(x, "x")
-        return super().evaluate(x, **kwargs)
+        if kwargs.get("_use_cached_eval_dataset"):  # from `fit`, which has checked them
+            return super().evaluate(x, **kwargs)
+        x, conditions = self._check_data(x, conditions, "x", "conditions")
+        return super().evaluate(x, conditions, **kwargs)
 
-    def _check_data(self, x: Any, name: str) -> Any:
+    def _check_data(self, x: Any, conditions: Any, name: str, second: str) -> tuple[Any, Any]:
         if is_dataset(x):
-            check_dataset(x, name, self.data_shape)
-            return x
-        return check_pixels(check_rows(x, name, self.data_shape), name)
+            if conditions is not None:
+                raise ValueError(
+                    f"`{second}` must not be given with a dataset, which yields pairs of rows and "
+                    "conditions itself."
+                )
+            check_dataset(x, name, self.data_shape, self.condition_dim)
+            return x, None
+        rows = check_pixels(check_rows(x, name, self.data_shape), name)
+        return rows, check_conditions(conditions, self.condition_dim, len(rows), second)
+
+    def _check_validation(self, data: Any) -> Any:
+        name = "validation_data"
+        if not self.condition_dim or is_dataset(data):
+            return self._check_data(data, None, name, name)[0]
+        if not (isinstance(data, tuple | list) and len(data) == 2):
+            raise ValueError(
+                f"`{name}` must be a pair (x, conditions) or a dataset of them, since the network "
+                f"has an input `condition`, got {type(data).__name__}."
+            )
+        x, conditions = data
+        return self._check_data(x, conditions, f"{name}[0]", f"{name}[1]")
 
     def make_train_function(self, force: bool = False) -> Callable:
         if self.train_function is None or force:
@@ -186,23 +224,57 @@ class Trainer(keras.Model):
         return tf.function(function, jit_compile=bool(self.jit_compile), reduce_retracing=True)
 
 
-def as_batch(data: Any, shape: tuple[int, ...]) -> tf.Tensor:
-    """The float32 batch in what `fit` hands to a step: x, (x,) or (x, None, None)."""
-    x, *rest = data if isinstance(data, tuple | list) else (data,)
-    if any(part is not None for part in rest):
+def as_batch(data: Any, shape: tuple[int, ...], width: int = 0) -> list[tf.Tensor]:
+    """The float32 batch in what `fit` hands to a step, x, (x,) or (x, None, None): [x].
+
+    With ``width`` entries of a condition it hands over (x, conditions), which are returned.
+    """
+    parts = list(data) if isinstance(data, tuple | list) else [data]
+    shapes = [shape, (width,)] if width else [shape]
+    if any(part is not None for part in parts[len(shapes) :]):
         raise ValueError("Training data must be rows alone, without labels or weights.")
-    return tf.ensure_shape(tf.cast(x, tf.float32), (None, *shape))
+    if len(parts) < len(shapes) or parts[len(shapes) - 1] is None:
+        raise ValueError(f"Training data must be rows with conditions of shape (rows, {width}).")
+    return [
+        tf.ensure_shape(tf.cast(part, tf.float32), (None, *each))
+        for part, each in zip(parts, shapes, strict=False)
+    ]
 
 
-def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> tf.Tensor:
-    """Rows to evaluate a model at: tensors pass (also symbolic ones), arrays are checked."""
+def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> Any:
+    """Float32 rows to evaluate a model at: arrays are checked, tensors (also symbolic) pass."""
     if tf.is_tensor(x):
         if not x.shape.is_compatible_with((None, *shape)):
             raise ValueError(
                 f"`{name}` must have shape (rows, {', '.join(map(str, shape))}), got {x.shape}."
             )
         return tf.cast(x, tf.float32)
-    return tf.constant(check_rows(x, name, shape, allow_empty=True), tf.float32)
+    return check_rows(x, name, shape, allow_empty=True)
+
+
+def to_conditions(conditions: Any, width: int, x: Any) -> list[Any]:
+    """The conditions of the rows ``x``, one row for all repeated: [array or tensor], or [].
+
+    Tensors pass (also symbolic ones), arrays are checked; ``width`` 0 means that the model takes
+    none.
+    """
+    rows = x.shape[0]
+    if width and tf.is_tensor(conditions):
+        if not any(conditions.shape.is_compatible_with((n, width)) for n in (rows, 1)):
+            raise ValueError(
+                f"`conditions` must have shape ({rows or 'rows'}, {width}), or (1, {width}) for "
+                f"all rows alike, got {conditions.shape}."
+            )
+        conditions = tf.cast(conditions, tf.float32)
+    else:
+        conditions = check_conditions(conditions, width, rows, single=True)
+    if conditions is None:
+        return []
+    if conditions.shape[0] != 1:
+        return [conditions]
+    if rows is None or tf.is_tensor(conditions):
+        return [tf.broadcast_to(conditions, (tf.shape(x)[0], width))]
+    return [np.repeat(conditions, rows, axis=0)]
 
 
 def size(shape: tuple[int, ...]) -> int:

@@ -53,7 +53,7 @@ EPOCH = 50  # steps, at least, between two lines of the log, two validations, tw
 VALIDATED = 4_096  # noisy rows of a validation; few rows are taken repeatedly, with other noise
 ENOUGH = 1_000  # validation rows from which the samples for log Z can start
 MOVES = 5  # of Monte Carlo at each level of the ladder
-CHUNK = 5_000  # rows evaluated at a time, and of likelihoods that are only compared or drawn
+CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 
 
 def parse(argv):
@@ -177,8 +177,7 @@ class KeepBest(keras.callbacks.Callback):
 
 def log_density(dde, x, **kwargs):
     """Of rows ``x`` in the data's own units: float64 (rows,), in nats."""
-    chunks = [dde.log_density(x[i : i + CHUNK], **kwargs) for i in range(0, len(x), CHUNK)]
-    return np.concatenate(chunks).astype(np.float64)
+    return dde.log_density(x, **kwargs).numpy().astype(np.float64)
 
 
 def normalise(args, dde, table, path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfdde.checks import check_integer
+from tfdde.checks import check_integer, check_rows
 
 
 def _permuted(rows: int, seed: int, index: tf.Tensor) -> tf.Tensor:
@@ -24,14 +25,25 @@ def _permuted(rows: int, seed: int, index: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.RandomIndexShuffle(index=index % rows, seed=seeds, max_index=last, rounds=4)
 
 
-def _resident(x: Any) -> tf.Tensor:
-    if len(x) == 0:
+def _resident(x: Any, conditions: Any) -> tuple[int, Callable[[tf.Tensor], Any]]:
+    """How many rows there are, and what gathers those of given numbers, with their conditions."""
+    rows = len(x)
+    if rows == 0:
         raise ValueError(f"`x` is empty: expected at least one row, got shape {np.shape(x)}.")
+    if conditions is not None:
+        conditions = check_rows(conditions, "conditions", np.shape(conditions)[1:])
+        if len(conditions) != rows:
+            raise ValueError(
+                f"`conditions` must have {rows} rows, as `x` has, got {len(conditions)}."
+            )
     with tf.device("CPU:0"):  # where tf.data runs: one copy, gathered from and never sliced
-        return tf.constant(x)
+        data = tf.constant(x) if conditions is None else (tf.constant(x), tf.constant(conditions))
+    return rows, lambda index: tf.nest.map_structure(lambda part: tf.gather(part, index), data)
 
 
-def stream(x: Any, batch_size: int, seed: int, start: int = 0) -> tf.data.Dataset:
+def stream(
+    x: Any, batch_size: int, seed: int, start: int = 0, conditions: Any = None
+) -> tf.data.Dataset:
     """Endless full batches of shuffled rows; batch k depends only on (x, batch_size, seed, k).
 
     Args:
@@ -39,27 +51,30 @@ def stream(x: Any, batch_size: int, seed: int, start: int = 0) -> tf.data.Datase
         batch_size: rows in each batch; may exceed the rows of ``x``.
         seed: fixes the order; every epoch has another permutation.
         start: number of the first batch, to resume a training after ``start`` steps.
+        conditions: of the rows, for a conditional density: array, shape (rows, k).
 
     Returns:
-        An infinite dataset of tensors (batch_size, ...).
+        An infinite dataset of tensors (batch_size, ...), with ``conditions`` of pairs of those
+        and (batch_size, k).
 
     Raises:
-        ValueError: ``x`` is empty, or a number is out of range.
+        ValueError: ``x`` is empty, ``conditions`` don't fit it, or a number is out of range.
     """
     batch_size = check_integer(batch_size, "batch_size")
     start = check_integer(start, "start", minimum=0)
-    data = _resident(x)
-    rows = int(data.shape[0])
+    rows, gather = _resident(x, conditions)
 
-    def batch(k: tf.Tensor) -> tf.Tensor:
+    def batch(k: tf.Tensor) -> Any:
         index = k * batch_size + tf.range(batch_size, dtype=tf.int64)
-        return tf.gather(data, _permuted(rows, seed, index))
+        return gather(_permuted(rows, seed, index))
 
     counter = tf.data.Dataset.counter(start=start, dtype=tf.int64)
     return counter.map(batch).prefetch(4)
 
 
-def epoch_batches(x: Any, batch_size: int, seed: int, epoch: tf.Variable) -> tf.data.Dataset:
+def epoch_batches(
+    x: Any, batch_size: int, seed: int, epoch: tf.Variable, conditions: Any = None
+) -> tf.data.Dataset:
     """One epoch of shuffled batches, the last one possibly smaller.
 
     Args:
@@ -67,24 +82,24 @@ def epoch_batches(x: Any, batch_size: int, seed: int, epoch: tf.Variable) -> tf.
         batch_size: rows in a batch.
         seed: fixes the order, together with the epoch.
         epoch: int64 variable, read whenever an iterator starts.
+        conditions: of the rows, as for ``stream``.
 
     Returns:
-        A finite dataset of tensors (<= batch_size, ...).
+        A finite dataset of tensors (<= batch_size, ...), or of pairs.
 
     Raises:
         ValueError: ``x`` is empty, or ``batch_size`` is not a positive integer.
     """
     batch_size = check_integer(batch_size, "batch_size")
-    data = _resident(x)
-    rows = int(data.shape[0])
+    rows, gather = _resident(x, conditions)
     steps = -(-rows // batch_size)
 
     def batches(_: tf.Tensor) -> tf.data.Dataset:
         first = epoch.read_value() * rows
 
-        def batch(k: tf.Tensor) -> tf.Tensor:
+        def batch(k: tf.Tensor) -> Any:
             index = tf.range(k * batch_size, tf.minimum((k + 1) * batch_size, rows))
-            return tf.gather(data, _permuted(rows, seed, first + index))
+            return gather(_permuted(rows, seed, first + index))
 
         return tf.data.Dataset.range(steps).map(batch)
 

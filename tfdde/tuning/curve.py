@@ -132,6 +132,11 @@ def select_sigma(
             "`dde` must be a density of many noise levels, trained with tfdde.LogUniform, got "
             f"{dde.noise!r}."
         )
+    if dde.condition_dim:
+        raise ValueError(
+            "`dde` must be a density without conditions, got one that takes "
+            f"{dde.condition_dim} entries; dde.given(condition) is such a density."
+        )
     rows = check_rows(validation, "validation", dde.data_shape)
     start = rows if starts is None else check_rows(starts, "starts", dde.data_shape)
     known = None if training is None else check_rows(training, "training", dde.data_shape)
