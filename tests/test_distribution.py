@@ -22,9 +22,11 @@ def batches(sizes):
     return [rng.standard_normal((n, 2)).astype("f4") for n in sizes]
 
 
-def dataset(sizes):
+def dataset(sizes, conditions=0):
     spec = tf.TensorSpec((None, 2), tf.float32)
     rows = tf.data.Dataset.from_generator(lambda: iter(batches(sizes)), output_signature=spec)
+    if conditions:
+        rows = rows.map(lambda x: (x, tf.tile(tf.sin(3.0 * x[:, :1]), (1, conditions))))
     return rows.apply(tf.data.experimental.assert_cardinality(len(sizes)))
 
 
@@ -44,14 +46,15 @@ def shared_noise(shape, seed, iteration, stream):
     return whole[offset : offset + shape[0]]
 
 
-def train_generator(strategy, sizes, **compile_kwargs):
+def train_generator(strategy, sizes, conditions=0, **compile_kwargs):
     keras.utils.clear_session()
     keras.utils.set_random_seed(1)
     noise = tfdde.Decay(0.8, 0.4, 5)
     with strategy.scope():
-        p = tfdde.DDE(networks.residual_mlp(2, 8, 1), noise, seed=1)
-        q = tfdde.DDE(networks.residual_mlp(2, 8, 1), noise, seed=2, antithetic=True)
-        g = networks.residual_mlp(3, 8, 1, output_shape=2)
+        s_p, s_q = (networks.residual_mlp(2, 8, 1, conditions=conditions) for _ in range(2))
+        p = tfdde.DDE(s_p, noise, seed=1)
+        q = tfdde.DDE(s_q, noise, seed=2, antithetic=True)
+        g = networks.residual_mlp(3, 8, 1, output_shape=2, conditions=conditions)
         model = tfdde.Generator(g, p, q, latent_dim=3, dde_steps=2, seed=3)
         model.compile(
             keras.optimizers.SGD(1e-3),
@@ -60,7 +63,7 @@ def train_generator(strategy, sizes, **compile_kwargs):
             **compile_kwargs,
         )
     start = model.get_weights()
-    history = model.fit(dataset(sizes), verbose=0).history
+    history = model.fit(dataset(sizes, conditions), verbose=0).history
     moved = max(np.abs(a - b).max() for a, b in zip(start, model.get_weights(), strict=True))
     assert moved > 1e-4  # there was something to get wrong
     return model.get_weights(), history
@@ -73,6 +76,7 @@ def train_generator(strategy, sizes, **compile_kwargs):
         ([ROWS] * STEPS, {"steps_per_execution": 4}),
         ([ROWS] * STEPS, {"jit_compile": True}),
         ([ROWS] * (STEPS - 2) + [7, 1], {}),  # uneven replicas, then an empty one
+        ([ROWS] * (STEPS - 2) + [7, 1], {"conditions": 2}),
     ],
 )
 def test_two_devices_equal_one_given_the_same_noise(monkeypatch, two, sizes, compile_kwargs):
