@@ -1,13 +1,16 @@
 """Conditional densities and samplers against exact conditional mixtures."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from mixtures import Mixture, three
 
 import tfdde
-from tfdde import metrics, networks, random
+from tfdde import metrics, networks, random, serving
 from tfdde.conditions import LogPartitions
 from tfdde.random import Stream
 
@@ -304,7 +307,7 @@ def test_save_and_load_whole(tmp_path, labels):
     np.testing.assert_array_equal(again.score(x, conditions=c), labels.score(x, conditions=c))
 
 
-def test_given_is_an_unconditional_density_of_the_same_weights(tmp_path, labels):
+def test_given_is_an_unconditional_density(tmp_path, labels):
     x = three().sample(50, 0)
     given = labels.given([0, 1, 0])
     assert given.condition_dim == 0 and given.partition == labels.partitions.estimates[1]
@@ -317,7 +320,6 @@ def test_given_is_an_unconditional_density_of_the_same_weights(tmp_path, labels)
         np.testing.assert_allclose(
             given.score(x, sigma), labels.score(x, sigma, conditions=one_hot(1)), atol=1e-5
         )
-    assert given.network.trainable_variables[0] is labels.network.trainable_variables[0]
     given.save(tmp_path / "given.keras")
     again = keras.saving.load_model(tmp_path / "given.keras")
     np.testing.assert_array_equal(again.log_density(x), given.log_density(x))
@@ -327,6 +329,24 @@ def test_given_is_an_unconditional_density_of_the_same_weights(tmp_path, labels)
     assert np.abs(curve.log_likelihood - exact)[:3].max() < 0.15
     with pytest.raises(ValueError, match="must be a density without conditions.*given"):
         tfdde.tuning.select_sigma(labels, held_out)
+
+
+def test_training_does_not_change_what_given_returned():
+    """Otherwise its log Z would no longer be that of its weights, and pass for it."""
+    x, c = labelled(20, 0)
+    dde = small()
+    dde.partitions = LogPartitions(((1.0, 0.0, 0.0),), (log_z(1.0),))
+    given = dde.given([1, 0, 0])
+    before = given.log_density(x).numpy()
+    for model, data in ((dde, (x, c)), (given, (x,))):
+        weights = dde.get_weights()
+        model.compile(keras.optimizers.SGD(0.1))
+        model.fit(*data, verbose=0)
+        same = all((a == b).all() for a, b in zip(weights, dde.get_weights(), strict=True))
+        assert same == (model is given)
+        if model is dde:
+            np.testing.assert_array_equal(given.log_density(x, normalized=True), before)
+    assert given.partition is None
 
 
 def test_arrays_are_evaluated_in_chunks():
@@ -346,6 +366,82 @@ def test_arrays_are_evaluated_in_chunks():
         tf.config.run_functions_eagerly(False)
     np.testing.assert_allclose(s, whole, atol=1e-5)
     np.testing.assert_allclose(score, dde.score(tf.constant(x), conditions=c), atol=1e-5)
+
+
+def exported(folder, density, generator=None):
+    """Both artifacts, as functions of a signature's name and inputs, and their metadata."""
+    saved, _ = serving.export_savedmodel(folder / "saved", density, generator)
+    lite, _ = serving.export_tflite(folder / "model.tflite", density, generator)
+    loaded = tf.saved_model.load(str(saved))
+    runner = Interpreter(model_path=str(lite)).get_signature_runner
+
+    def of_saved(name, **inputs):
+        inputs = {k: tf.constant(v) for k, v in inputs.items()}
+        (output,) = loaded.signatures[name](**inputs).values()
+        return output.numpy()
+
+    def of_lite(name, **inputs):
+        (output,) = runner(name)(**inputs).values()
+        return output
+
+    files = saved / "assets.extra" / "tfdde.json", lite.with_name("model.tflite.json")
+    return [of_saved, of_lite], [json.loads(path.read_text()) for path in files]
+
+
+def test_export_takes_conditions(tmp_path, labels):
+    x, c = (np.float32(part) for part in labelled(5, 0))
+    strange = c.copy()
+    strange[3] = 0.5
+    calls, files = exported(tmp_path, labels)
+    expected = labels.log_density(x, conditions=c, normalized=True)
+    for call in calls:
+        got = call("log_density", x=x, condition=c)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+        got = call("score", x=x, condition=strange)
+        np.testing.assert_allclose(got, labels.score(x, conditions=strange), atol=1e-4)
+        # Never a likelihood where log Z is not known.
+        got = call("log_density", x=x, condition=strange)
+        np.testing.assert_array_equal(np.isnan(got), np.arange(15) == 3)
+    for about in files:
+        assert about["normalized"] is True and about["condition_dim"] == 3
+        again = json.loads(json.dumps(labels.partitions.get_config()))
+        assert about["log_partition"] == again
+
+
+def test_export_of_an_unnormalised_density_and_a_sampler(tmp_path):
+    model = make_generator(tfdde.Constant(SIGMA))
+    x, z, c = np.random.default_rng(0).standard_normal((3, 7, 2)).astype("f4")
+    (saved, lite), files = exported(tmp_path, model.data_dde, model)
+    s = model.data_dde.log_density(x, conditions=c, normalized=False)
+    for call in (saved, lite):
+        np.testing.assert_allclose(call("log_density", x=x, condition=c), s, atol=1e-5)
+        np.testing.assert_allclose(call("decode", z=z, condition=c), model.decode(z, c), atol=1e-5)
+    got = saved("sample", num=np.int32(7), seed=np.int64(5), condition=c)
+    np.testing.assert_allclose(got, model.sample(7, seed=5, conditions=c), atol=1e-5)
+    assert lite("sample", num=np.int32(7), seed=np.int32(5), condition=c).shape == (7, 2)
+    assert [about["normalized"] for about in files] == [False, False]
+    with pytest.raises(ValueError, match="`generator` must take conditions of 0 entries.*got 2"):
+        serving.export_savedmodel(tmp_path / "other", small(conditions=0), model)
+
+
+def test_export_of_given(tmp_path, labels):
+    x = three().sample(9, 0)
+    calls, files = exported(tmp_path, labels.given([0, 1, 0]))
+    for call in calls:
+        expected = labels.log_density(x, conditions=one_hot(1), normalized=True)
+        np.testing.assert_allclose(call("log_density", x=x), expected, atol=1e-4)
+        np.testing.assert_allclose(
+            call("score", x=x), labels.score(x, conditions=one_hot(1)), atol=1e-4
+        )
+    for about in files:
+        assert about["log_partition"] == labels.partitions.estimates[1].get_config()
+    sampler = make_generator(tfdde.Constant(SIGMA))
+    z = np.random.default_rng(0).standard_normal((7, 2)).astype("f4")
+    given = sampler.given([0.3, 0.7])
+    calls, _ = exported(tmp_path / "sampler", given.data_dde, given)
+    for call in calls:
+        expected = sampler.decode(z, [[0.3, 0.7]])
+        np.testing.assert_allclose(call("decode", z=z), expected, atol=1e-5)
 
 
 # The sampler.

@@ -46,7 +46,7 @@ def repeated(condition: Any, x: tf.Tensor) -> tf.Tensor:
 
 
 def fix(network: keras.Model, condition: Any, width: int) -> keras.Model:
-    """A network of the other inputs, with the weights of ``network`` and its condition fixed.
+    """A copy of ``network`` with its condition fixed: of the other inputs alone.
 
     Args:
         network: Functional model whose last input is the condition.
@@ -64,7 +64,9 @@ def fix(network: keras.Model, condition: Any, width: int) -> keras.Model:
         )
     inputs = [keras.Input(i.shape[1:], name=i.name) for i in network.inputs[:-1]]
     layer = FixedCondition(check_rows(condition, "condition", ()), name="condition")
-    s = network([*inputs, layer(inputs[0])])
+    copy = keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    s = copy([*inputs, layer(inputs[0])])
     return keras.Model(inputs if len(inputs) > 1 else inputs[0], s)
 
 

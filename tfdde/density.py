@@ -335,7 +335,7 @@ class DDE(Readout, Trainer):
         return [self.loss_tracker]
 
     def given(self, condition: Any) -> DDE:
-        """The density at one condition: a ``DDE`` without conditions, of the same weights.
+        """The density at one condition: a ``DDE`` without conditions, with a copy of the weights.
 
         It has all that such a density has: ``log_partition``, ``tfdde.tuning.select_sigma``,
         saving, export.  Its log Z is that of ``partitions`` at the very condition, if there is

@@ -338,9 +338,9 @@ class Generator(Trainer):
         return self.decode((1.0 - weight) * ends[0] + weight * ends[1], conditions)
 
     def given(self, condition: Any) -> Generator:
-        """The sampler at one condition: a ``Generator`` without conditions, of the same weights.
+        """The sampler at one condition: a ``Generator`` without, with a copy of the weights.
 
-        Its densities are ``DDE.given`` of this one's.  Like these it can be exported.
+        Its densities are ``DDE.given`` of this one's.
 
         Args:
             condition: one condition, shape (condition_dim,).

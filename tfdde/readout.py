@@ -144,7 +144,9 @@ class Readout:
         if not self.condition_dim:
             return self._normalizer(self.noise.sigma)[0] is not None
         found = self.partitions
-        return bool(found and found.trusted and found.estimates[0].sigma == self.noise.sigma)
+        if found is None or not found.trusted:
+            return False
+        return {each.sigma for each in found.estimates} == {self.noise.sigma}
 
     def _normalizer(self, sigma: float, conditions: Any = None) -> tuple[Any, str]:
         """A trusted log Z, or None, and what for: a number, or one for each row of conditions."""

@@ -7,9 +7,11 @@ Both artifacts have the same named signatures, for any number of rows, also none
     decode        z float32[rows, latent_dim] -> x float32[rows, *shape]
     sample        num int32[], seed int64[] (TFLite: int32[]) -> x float32[num, *shape]
 
-The last two are there if a generator is.  The log-density is normalised if the density has a
-trusted log Z, which the metadata tell with its error, and otherwise not.  Inputs are not
-checked as Keras's are: NaN in gives NaN out.
+The last two are there if a generator is.  Those of conditional models take another input
+``condition`` float32[rows, k] (``sample``: [num, k]).  The log-density is normalised if the
+density has a trusted log Z, which the metadata tell with its error, and otherwise not; that of a
+conditional density if it has one at each condition asked for, and then it is NaN at any other.
+Inputs are not checked as Keras's are: NaN in gives NaN out.
 An artifact is written beside its place, loaded again, compared with Keras, and put
 in place only if it agrees.
 """
@@ -40,13 +42,9 @@ from tfdde.counter import counter_normal
 from tfdde.density import DDE
 from tfdde.generator import Generator
 from tfdde.random import Stream
+from tfdde.verify import Errors, ExportError, log_density, verify
 
 BOUND = 1e-5  # the largest error of an artifact, as a share of the largest value
-Errors = dict[str, float]
-
-
-class ExportError(RuntimeError):
-    """The model can't be exported, or the artifact disagrees with Keras."""
 
 
 def load_run(folder: str | os.PathLike) -> tuple[DDE, Generator | None]:
@@ -126,12 +124,13 @@ def export_savedmodel(
         _save(functions, density, generator, beside)
         # Held in a name: its functions lose their variables when the module is collected.
         loaded = tf.saved_model.load(os.fspath(beside))
-        errors = _verify(
+        errors = verify(
             lambda name, inputs: loaded.signatures[name](**_tensors(inputs)),
             density,
             generator,
-            lambda g, num, seed: g.sample(num, seed=seed),
+            lambda g, num, seed, conditions: g.sample(num, seed=seed, conditions=conditions),
             np.int64,
+            BOUND,
         )
         extra = beside / "assets.extra"
         extra.mkdir()
@@ -169,14 +168,15 @@ def export_tflite(
     with atomic(path) as beside:
         beside.write_bytes(content)
         runners = _lite_runners(beside)
-        errors = _verify(
+        errors = verify(
             lambda name, inputs: runners[name](**inputs),
             density,
             generator,
-            lambda g, num, seed: g.decode(
-                counter_normal(tf.constant(num), g.latent_dim, tf.constant(seed))
+            lambda g, num, seed, conditions: g.decode(
+                counter_normal(tf.constant(num), g.latent_dim, tf.constant(seed)), conditions
             ),
             np.int32,
+            BOUND,
         )
         with atomic(path.with_name(path.name + ".json")) as metadata:
             _write_metadata(metadata, density, generator, errors)
@@ -221,30 +221,42 @@ def _functions(
             f"`generator` must make rows of the density's shape {density.data_shape}, "
             f"got {generator.data_shape}."
         )
-    rows = tf.TensorSpec((None, *density.data_shape), tf.float32, name="x")
+    if generator is not None and generator.condition_dim != density.condition_dim:
+        raise ValueError(
+            f"`generator` must take conditions of {density.condition_dim} entries, as the density "
+            f"does, got {generator.condition_dim}."
+        )
+
+    def rows(name: str, *shape: int) -> tf.TensorSpec:
+        return tf.TensorSpec((None, *shape), tf.float32, name=name)
+
+    x = rows("x", *density.data_shape)
+    condition = [rows("condition", density.condition_dim)] if density.condition_dim else []
     functions = {
-        "log_density": _traced(lambda x: {"log_density": _log_density(density, x)}, rows),
-        "score": _traced(lambda x: {"score": density.score(x)}, rows),
+        "log_density": _traced(
+            lambda x, condition=None: {"log_density": log_density(density, x, condition)},
+            *(x, *condition),
+        ),
+        "score": _traced(
+            lambda x, condition=None: {"score": density.score(x, conditions=condition)},
+            *(x, *condition),
+        ),
     }
     if generator is not None:
         dim = generator.latent_dim
 
-        def decode(z: tf.Tensor) -> dict[str, tf.Tensor]:
+        def decode(z: tf.Tensor, condition: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
             # LiteRT can't return no rows from a reshape to a shape that it had to compute.
-            return {"x": tf.reshape(generator.decode(z), (-1, *density.data_shape))}
+            return {"x": tf.reshape(generator.decode(z, condition), (-1, *density.data_shape))}
 
-        functions["decode"] = _traced(decode, tf.TensorSpec((None, dim), tf.float32, name="z"))
+        functions["decode"] = _traced(decode, rows("z", dim), *condition)
         functions["sample"] = _traced(
-            lambda num, seed: decode(latent(num, dim, seed)),
+            lambda num, seed, condition=None: decode(latent(num, dim, seed), condition),
             tf.TensorSpec((), tf.int32, name="num"),
             tf.TensorSpec((), seed_type, name="seed"),
+            *condition,
         )
     return functions
-
-
-def _log_density(density: DDE, x: tf.Tensor) -> tf.Tensor:
-    """Normalised if it can be; the metadata say which."""
-    return density.log_density(x, normalized=density.normalized)
 
 
 def _save(
@@ -292,87 +304,6 @@ def _tensors(inputs: dict[str, Any]) -> dict[str, tf.Tensor]:
     return {name: tf.constant(value) for name, value in inputs.items()}
 
 
-def _verify(
-    call: Callable[[str, dict[str, Any]], dict[str, Any]],
-    density: DDE,
-    generator: Generator | None,
-    sample: Callable[[Generator, int, int], tf.Tensor],
-    seed_type: type,
-) -> Errors:
-    """Compare every signature with Keras; the largest error of each, or ExportError.
-
-    ``sample`` gives the rows to expect of a generator for a number and a seed.
-
-    An error is the largest difference as a share of the largest value.  Log-densities have
-    an arbitrary level, often of thousands, whose rounding in float32 is part of their error;
-    so theirs near the data is given in nats too, as ``log_density_nats``.
-    """
-    errors: Errors = {}
-    scales: dict[str, float] = {}
-
-    def compare(name: str, inputs: dict[str, Any], expected: Any) -> float:
-        (output,) = call(name, inputs).values()
-        got, want = np.asarray(output, np.float64), np.asarray(expected, np.float64)
-        if got.shape != want.shape:
-            raise ExportError(f"`{name}` returns the shape {got.shape}, Keras {want.shape}.")
-        difference = float(np.abs(got - want).max(initial=0.0))
-        # The full set of rows comes first: the value of a single one may cancel to nearly 0.
-        scales[name] = max(float(np.abs(want).max(initial=1e-30)), scales.get(name, 0.0))
-        share = difference / scales[name]
-        if not share <= BOUND:  # also NaN
-            raise ExportError(
-                f"`{name}` of the artifact differs from Keras by {share:.1e} of the largest "
-                f"value, more than {BOUND:.0e}; it was not kept."
-            )
-        errors[name] = max(errors.get(name, 0.0), share)
-        return difference
-
-    with _exact_matmul():
-        near, far = _points(density, generator)
-        nats = compare("log_density", {"x": near}, _log_density(density, tf.constant(near)))
-        for x in (near, far):
-            for rows in (len(x), 1, 0):
-                inputs, tensor = {"x": x[:rows]}, tf.constant(x[:rows])
-                compare("log_density", inputs, _log_density(density, tensor))
-                compare("score", inputs, density.score(tensor))
-        if generator is not None:
-            z = np.random.default_rng(1).standard_normal((64, generator.latent_dim), np.float32)
-            for rows in (len(z), 1, 0):
-                compare("decode", {"z": z[:rows]}, generator.decode(z[:rows]))
-                for seed in (0, 2**31 - 1):
-                    arguments = {"num": np.int32(rows), "seed": seed_type(seed)}
-                    compare("sample", arguments, sample(generator, rows, seed))
-    return errors | {"log_density_nats": nats}
-
-
-def _points(density: DDE, generator: Generator | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to compare at: two sets of 64, near the data as far as is known, and far away."""
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((64, *density.data_shape), np.float32)
-    mean, scale = np.zeros(()), np.ones(())
-    if density.normalization is not None:
-        mean, scale = (
-            np.broadcast_to(v, (1, *density.data_shape))
-            for v in (density.normalization.mean, np.sqrt(density.normalization.variance))
-        )
-    if generator is not None:
-        near = generator.sample(64, seed=0).numpy() + np.float32(density.noise.sigma) * noise
-    else:
-        near = (mean + scale * noise).astype(np.float32)
-    return near, (mean + 10.0 * scale * noise).astype(np.float32)
-
-
-@contextlib.contextmanager
-def _exact_matmul() -> Iterator[None]:
-    """Full float32 products: GPUs round the factors to 10 bits by default."""
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
-
-
 @contextlib.contextmanager
 def _atomic_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` to write to, renamed to it on success and removed otherwise."""
@@ -387,12 +318,14 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _write_metadata(path: Path, density: DDE, generator: Generator | None, errors: Errors) -> None:
+    log_z = density.partitions if density.condition_dim else density.partition
     about = {
         "sigma": density.noise.sigma,
         "input_shape": density.data_shape,
+        "condition_dim": density.condition_dim,
         "latent_dim": None if generator is None else generator.latent_dim,
         "normalized": density.normalized,
-        "log_partition": density.partition and density.partition.get_config(),
+        "log_partition": log_z and log_z.get_config(),
         "errors": errors,
         "versions": {m.__name__: m.__version__ for m in (tfdde, tf, keras)},
     }
