@@ -265,7 +265,9 @@ class LikelihoodTuner(keras_tuner.Tuner):
     def _normalise(self, model: DDE, rows: Any) -> LogPartition:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This estimate can't be trusted")
-            return model.log_partition(rows, **self.partition)
+            model.log_partition(rows, **self.partition)
+        assert model.partition is not None  # what it found
+        return model.partition
 
     def refit(self, x: Any, **kwargs: Any) -> DDE:
         """The best trial's density trained again, normalised, on training and held-out rows.
