@@ -67,22 +67,20 @@ def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, s
     Returns:
         A dict of numbers for the results, in nats per row.
     """
+    from tfdde.estimate import mean_and_error
+
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
         arguments = (method, x_train, x_validation, y, seconds, sigma, seed)
         log_q, facts = process.submit(peers.fit_and_evaluate, *arguments).result()
     log_z_error = facts.get("log_z_standard_error", 0.0)
 
-    def mean_and_error(values):
-        error = np.std(values, ddof=1) / math.sqrt(len(values))
-        return float(values.mean()), math.hypot(float(error), log_z_error)
-
     row = {"n": y.shape[1], "budget_seconds": seconds, "seconds": facts.pop("seconds")}
     row["cores"] = len(os.sched_getaffinity(0))
-    row["log_likelihood"], row["standard_error"] = mean_and_error(log_q)
+    row["log_likelihood"], row["standard_error"] = mean_and_error(log_q, log_z_error)
     if truth is not None:
         row["truth"] = float(truth.mean())
-        row["gap"], row["gap_standard_error"] = mean_and_error(truth - log_q)
+        row["gap"], row["gap_standard_error"] = mean_and_error(truth - log_q, log_z_error)
     return row | {"rows": [len(x_train), len(x_validation), len(y)], "sigma": sigma, "facts": facts}
 
 

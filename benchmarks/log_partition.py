@@ -19,7 +19,7 @@ import record
 import tensorflow as tf
 
 import tfdde
-from tfdde import networks
+from tfdde import recipes
 from tfdde.ladder import ladder, ladder_levels
 from tfdde.partition import annealed, importance
 
@@ -113,14 +113,7 @@ def trained(args):
             keras.utils.set_random_seed(seed)
             mixture = ExactMixture("wide, unbalanced", n, seed)
             x = mixture.sample(50_000, [seed, 1])
-            dde = tfdde.DDE(
-                networks.residual_mlp(n, 128, 4, activation="silu", levels=True, experts=4),
-                tfdde.LogUniform(SIGMA, TOP),
-                antithetic=True,
-                seed=seed,
-            )
-            dde.adapt(x)
-            dde.start_at_independent_components(x)
+            dde = recipes.table_density(x, tfdde.LogUniform(SIGMA, TOP), seed=seed)
             schedule = keras.optimizers.schedules.CosineDecay(2e-3, args.steps)
             dde.compile(keras.optimizers.Adam(schedule, use_ema=True), jit_compile=True)
             dde.fit(x, batch_size=512, epochs=1 + args.steps * 512 // len(x), verbose=0)

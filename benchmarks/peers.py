@@ -327,13 +327,9 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     noise = tfdde.LogUniform(0.05 if sigma is None else sigma, 8.0)
     small = len(rows) < 5_000
     width = 64 if small else 256
-    network = tfdde.networks.residual_mlp(n, width, 3, activation="silu", levels=True, experts=4)
-    dde = tfdde.DDE(network, noise, tfdde.GaussianBase(n), antithetic=True, seed=seed)
-    dde.adapt(rows)
-    if n <= width:
-        dde.start_at_independent_components(rows)
+    dde = tfdde.recipes.table_density(rows, noise, width, 3, seed=seed)
     steps = train_density(dde, rows, clock, seed, held_out=held_out if small else None)
-    facts = {"steps": steps, "parameters": network.count_params()}
+    facts = {"steps": steps, "parameters": dde.network.count_params()}
     start = clock.elapsed
     # Held-out rows first: a few dozen don't suffice for log Z, nor 5,000 where the gap is small.
     samples = 20_000 if n <= 10 else 5_000

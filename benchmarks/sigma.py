@@ -28,7 +28,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 
 from tfdde import tuning
-from tfdde.estimate import Evaluator
+from tfdde.estimate import QUANTILE, mean_and_error
 from tfdde.tuning.search import OBJECTIVE, Densities, LikelihoodTuner
 
 TEST = 20_000
@@ -41,11 +41,6 @@ TRIALS, EPOCHS, LOW = 6, 40, 0.05  # of the search; epochs of 50 steps; the lowe
 def family_of(name, seed):
     kind, n = name.rsplit("-", 1)
     return families.Mixture(int(n), seed, components=1 if kind == "gaussian" else 10)
-
-
-def mean_and_error(values, log_z_error=0.0):
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean()), math.hypot(float(error), log_z_error)
 
 
 def blurred(family, y, noise):
@@ -64,21 +59,23 @@ def measure(name, count, seed):
     rows, test = scale(x), scale(y)
     truth = family.log_density(y, 0.0)
 
-    # Kernels of the N rows: oracle, cross-validation, rules of thumb.
-    kernel = peers._kernel_log_density(rows, test, GRID) + scale.log_jacobian
-    best = int(kernel.mean(axis=1).argmax())
-    paired = kernel[best] - kernel
-    errors = paired.std(axis=1, ddof=1) / math.sqrt(TEST)
-    within = GRID[paired.mean(axis=1) <= 1.96 * errors + 1e-12]
+    # Kernels of the N rows: cross-validation, rules of thumb, oracle; distances once for all.
     folds = GridSearchCV(KernelDensity(), {"bandwidth": GRID}, cv=5)
     folds.fit(rows[np.random.default_rng(seed).permutation(count)[:2_000]])
-    # Of a tenth of the rows if there are many: the bandwidth goes with N**(-1 / (n + 4)).
+    # Of 2,000 rows if there are more: the bandwidth goes with N**(-1 / (n + 4)).
     shrink = (min(count, 2_000) / count) ** (1 / (n + 4))
     bandwidths = {
         "cross-validation": folds.best_params_["bandwidth"] * shrink,
         "silverman": (count * (n + 2) / 4) ** (-1 / (n + 4)),
         "scott": count ** (-1 / (n + 4)),
     }
+    kernel = peers._kernel_log_density(rows, test, [*GRID, *bandwidths.values()])
+    kernel += scale.log_jacobian
+    kernel, ruled = kernel[: len(GRID)], kernel[len(GRID) :]
+    best = int(kernel.mean(axis=1).argmax())
+    paired = kernel[best] - kernel
+    errors = paired.std(axis=1, ddof=1) / math.sqrt(TEST)
+    within = GRID[paired.mean(axis=1) <= QUANTILE * errors + 1e-12]
     result = {
         "rows": count,
         "n": n,
@@ -89,8 +86,7 @@ def measure(name, count, seed):
             "log_likelihood": float(kernel[best].mean()),
         },
     }
-    for rule, bandwidth in bandwidths.items():
-        values = peers._kernel_log_density(rows, test, [bandwidth])[0] + scale.log_jacobian
+    for (rule, bandwidth), values in zip(bandwidths.items(), ruled, strict=True):
         result[rule] = row_of(values, truth, bandwidth)
 
     # tfdde: one density of all levels, and a search.
@@ -101,15 +97,15 @@ def measure(name, count, seed):
     densities = Densities(train, LOW, seed=seed)
     dde = densities.build(hp)
     history = densities.fit(hp, dde, train, validation_data=held_out, epochs=EPOCHS, verbose=0)
-    starts = held_out if cut >= 1_000 else x
+    starts = tuning.ladder_starts(train, held_out)
     curve = tuning.select_sigma(dde, held_out, starts=starts, samples=10_000, seed=seed)
     trained = int(np.argmin(history.history["val_loss"])) + 1
     keras.utils.set_random_seed(seed)
     again = densities.refit(hp, x, trained, epochs=EPOCHS, verbose=0)
-    evaluate = Evaluator(again._outside, (n,))
     for rule, k in (("curve", curve.best), ("one_standard_error", curve.one_standard_error)):
         found = again.log_partition(x, sigma=curve.sigmas[k])
-        values = evaluate(y, found.sigma) - found.value
+        s = again.log_density(y, found.sigma, normalized=False).numpy()
+        values = s.astype(np.float64) - found.value
         blur = blurred(family, y, found.sigma * scale.std)
         result[rule] = row_of(values, truth, found.sigma, found.standard_error)
         result[rule]["blurred_truth"] = float(blur.mean())
@@ -126,7 +122,7 @@ def measure(name, count, seed):
         )
         tuner.search(train, validation_data=held_out, epochs=EPOCHS, verbose=0)
         won = tuner.refit(x, epochs=EPOCHS, verbose=0)
-    values = Evaluator(won._outside, (n,))(y, won.noise.sigma) - won.partition.value
+    values = won.log_density(y, normalized=False).numpy().astype(np.float64) - won.partition.value
     result["search"] = row_of(values, truth, won.noise.sigma, won.partition.standard_error)
     # The two ways at the level that the search chose.
     at = np.interp(np.log(won.noise.sigma), np.log(curve.sigmas), curve.log_likelihood)

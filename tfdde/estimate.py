@@ -72,6 +72,17 @@ class LogPartition:
         return cls(**config)
 
 
+def mean_and_error(values: np.ndarray, log_z_error: float = 0.0) -> tuple[float, float]:
+    """Mean over rows, and its standard error with that of log Z in quadrature.
+
+    Args:
+        values: of each row, (rows,), at least 2.
+        log_z_error: standard error of what all of them share.
+    """
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)), math.hypot(error, log_z_error)
+
+
 class Gaussian:
     """N(mean, covariance) of data blurred by N(0, sigma**2 I), in float64."""
 

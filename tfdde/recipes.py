@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfdde import networks
 from tfdde.base import GaussianBase
@@ -39,13 +40,21 @@ def table_density(
     Raises:
         ValueError: wrong shape, NaN or infinity, fewer than two rows.
     """
-    x = check_rows(x, "x", getattr(x, "shape", (0, 0))[1:2])
+    x = check_rows(x, "x", np.shape(x)[1:2] or (1,))
     n = x.shape[1]
-    network = networks.residual_mlp(
-        n, width, depth, activation="silu", levels=isinstance(noise, LogUniform), experts=4
-    )
+    network = table_network(n, width, depth, isinstance(noise, LogUniform))
     dde = DDE(network, noise, GaussianBase(n), normalization, antithetic=True, seed=seed)
     dde.adapt(x)
-    if n <= min(width, len(x) // ROWS_PER_COLUMN):
-        dde.start_at_independent_components(x)
+    start(dde, x, width)
     return dde
+
+
+def table_network(n: int, width: int, depth: int, levels: bool = True) -> keras.Model:
+    """The network of ``table_density``, for rows of ``n`` columns."""
+    return networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
+
+
+def start(dde: DDE, x: np.ndarray, width: int) -> None:
+    """Start an adapted density at independent components, if units and rows are enough."""
+    if x.shape[1] <= min(width, len(x) // ROWS_PER_COLUMN):
+        dde.start_at_independent_components(x)

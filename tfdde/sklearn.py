@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdde import networks
+from tfdde import recipes
 from tfdde.annealing import Moves
 from tfdde.base import GaussianBase
 from tfdde.checks import check_integer, check_positive
@@ -138,8 +138,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             antithetic=True,
             seed=seeds[1],
         )
-        if X.shape[1] <= min(self.width, len(train) // 5):
-            dde.start_at_independent_components(train)
+        recipes.start(dde, train, self.width)
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         dde.compile(keras.optimizers.Adam(schedule, use_ema=True))
         batches = stream(train, batch_size, seeds[1])
@@ -251,8 +250,6 @@ def _network(columns: int, width: int, depth: int, seed: int) -> keras.Model:
     state = random.getstate()
     random.seed(seed)
     try:
-        return networks.residual_mlp(
-            columns, width, depth, activation="silu", levels=True, experts=4
-        )
+        return recipes.table_network(columns, width, depth)
     finally:
         random.setstate(state)

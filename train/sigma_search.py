@@ -30,9 +30,10 @@ import tabular  # type: ignore[import-not-found]  # the script beside this one
 from tfdde import datasets, plots, runs, tuning
 from tfdde.callbacks import atomic
 from tfdde.datasets.tables import BUILTIN
-from tfdde.estimate import QUANTILE
+from tfdde.estimate import QUANTILE, mean_and_error
 
 SEARCHES = ("bayesian", "random", "hyperband")
+RANGES = ("sigma", "width", "depth", "learning_rate")  # one number or two
 FAILURES = 5  # trials in a row that end the search
 CURVE = 5_000  # rows of the curve, at most
 
@@ -71,7 +72,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.columns and not args.data:
         parser.error("--columns needs --data")
-    for name in ("sigma", "width", "depth", "learning_rate"):
+    for name in RANGES:
         low, *high = values = getattr(args, name)
         if len(values) > 2 or (high and high[0] <= low):
             option = name.replace("_", "-")
@@ -102,19 +103,17 @@ def make_tuner(args, x, folder):
         from tfdde.tuning import search
     except ImportError as error:
         raise runs.RunError(str(error)) from None
-    kwargs = {"seed": args.seed, "max_consecutive_failed_trials": FAILURES}
     oracles = keras_tuner.oracles
-    if args.search == "hyperband":
-        oracle = oracles.HyperbandOracle(search.OBJECTIVE, max_epochs=args.epochs, **kwargs)
-    else:
-        oracle_of = {"bayesian": oracles.BayesianOptimizationOracle}
-        make = oracle_of.get(args.search, oracles.RandomSearchOracle)
-        oracle = make(search.OBJECTIVE, max_trials=args.trials, **kwargs)
-    ranges = {
-        name: values[0] if len(values) == 1 else tuple(values)
-        for name in ("sigma", "width", "depth", "learning_rate")
-        for values in [getattr(args, name)]
-    }
+    make, budget = {
+        "bayesian": (oracles.BayesianOptimizationOracle, {"max_trials": args.trials}),
+        "random": (oracles.RandomSearchOracle, {"max_trials": args.trials}),
+        "hyperband": (oracles.HyperbandOracle, {"max_epochs": args.epochs}),
+    }[args.search]
+    oracle = make(
+        search.OBJECTIVE, seed=args.seed, max_consecutive_failed_trials=FAILURES, **budget
+    )
+    given = {name: getattr(args, name) for name in RANGES}
+    ranges = {name: tuple(v) if len(v) > 1 else v[0] for name, v in given.items()}
     densities = search.Densities(
         x,
         **ranges,
@@ -181,8 +180,9 @@ def main(argv=None):
                 f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
             )
         )
-    dde = tuner.get_best_models()[0]
-    if args.refit:
+    if not args.refit:
+        dde = tuner.get_best_models()[0]
+    else:
         everything = np.concatenate([x, x_validation])
         try:
             dde = tuner.refit(everything, epochs=args.epochs, verbose=2)
@@ -195,7 +195,7 @@ def main(argv=None):
         lowest,
         x_validation[:CURVE],
         training=x[:CURVE],
-        starts=np.concatenate([x_validation, x]) if len(x_validation) < 1_000 else x_validation,
+        starts=tuning.ladder_starts(x, x_validation),
         samples=args.samples,
         seed=args.seed,
     )
@@ -215,9 +215,9 @@ def main(argv=None):
     )
     run.save("density", dde)
     test = dde.log_density(x_test, normalized=True).numpy().astype(np.float64)
-    test_error = math.hypot(test.std(ddof=1) / math.sqrt(len(test)), dde.partition.standard_error)
+    mean, test_error = mean_and_error(test, dde.partition.standard_error)
     result = {
-        "log_likelihood": float(test.mean()),
+        "log_likelihood": mean,
         "standard_error": test_error,
         "sigma": dde.noise.sigma,
         "trial": rows[0],
@@ -229,7 +229,7 @@ def main(argv=None):
         beside.write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"sigma = {dde.noise.sigma:.3g} standard deviations; {dde.partition}\n"
-        f"Held-out log-likelihood: {test.mean():.4f} ± {test_error:.4f} nats per row in the data's "
+        f"Held-out log-likelihood: {mean:.4f} ± {test_error:.4f} nats per row in the data's "
         f"own units ({len(test)} test rows)."
     )
     return True

@@ -28,6 +28,7 @@ import tfdde
 from tfdde import datasets, networks, partition, plots, random, recipes, runs, tuning
 from tfdde.callbacks import atomic
 from tfdde.datasets.tables import BUILTIN
+from tfdde.estimate import mean_and_error
 from tfdde.noise import Noise
 
 count, number = runs.positive_int, runs.positive_float
@@ -51,7 +52,6 @@ PAPER = {  # where its sets differ
 EPOCHS = 400  # at most; the paper's are passes over the rows
 EPOCH = 50  # steps, at least, between two lines of the log, two validations, two checkpoints
 VALIDATED = 4_096  # noisy rows of a validation; few rows are taken repeatedly, with other noise
-ENOUGH = 1_000  # validation rows from which the samples for log Z can start
 MOVES = 5  # of Monte Carlo at each level of the ladder
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 
@@ -175,16 +175,10 @@ class KeepBest(keras.callbacks.Callback):
         return losses, weights
 
 
-def log_density(dde, x, **kwargs):
-    """Of rows ``x`` in the data's own units: float64 (rows,), in nats."""
-    return dde.log_density(x, **kwargs).numpy().astype(np.float64)
-
-
 def normalise(args, dde, table, path):
     """Read the density at the level, of those with a trusted log Z, that validation likes best."""
     x, x_validation = table.x_train, table.x_validation
-    few = len(x_validation) < ENOUGH
-    starts = np.concatenate([x, x_validation]) if few else x_validation
+    starts = tuning.ladder_starts(x, x_validation)
     if args.paper:
         inside = np.asarray(dde.inside(starts))
         best = partition.importance(dde.at, inside, args.sigma, args.samples, args.seed)
@@ -231,17 +225,19 @@ def main(argv=None):
     normalise(args, dde, table, run / "sigma.png")
     run.save("density", dde)
     log_z, known = dde.partition, dde.normalized
-    test, train = (log_density(dde, rows, normalized=known) for rows in (x_test, x[:CHUNK]))
+    test, train = (
+        dde.log_density(rows, normalized=known).numpy().astype(np.float64)
+        for rows in (x_test, x[:CHUNK])
+    )
     kind = "log-likelihood" if known else "UNNORMALISED log-density"
     rows = {"training rows": train, "test rows": test}
     plots.histograms(run / "log_density.png", rows, f"{kind} in nats")
-    log_z_error = log_z.standard_error if known else 0.0
-    error = math.hypot(test.std(ddof=1) / math.sqrt(len(test)), log_z_error)
+    mean, error = mean_and_error(test, log_z.standard_error if known else 0.0)
     # To standardised units: plus the log of their volume in the data's own.
     variance = dde.normalization.get_weights()[1] if dde.normalization else np.ones(1)
-    standardized = test.mean() + 0.5 * np.log(variance, dtype=np.float64).sum()
+    standardized = mean + 0.5 * np.log(variance, dtype=np.float64).sum()
     result = {
-        "log_likelihood" if known else "unnormalized_log_density": test.mean(),
+        "log_likelihood" if known else "unnormalized_log_density": mean,
         "standard_error": error,
         "in_standardized_units": standardized,
         "sigma": log_z.sigma,
@@ -253,7 +249,7 @@ def main(argv=None):
         beside.write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"sigma = {log_z.sigma:.3g} (lowest: {args.sigma:g}) standard deviations; {log_z}\n"
-        f"Held-out {kind}: {test.mean():.4f} ± {error:.4f} nats per row in the data's own units, "
+        f"Held-out {kind}: {mean:.4f} ± {error:.4f} nats per row in the data's own units, "
         f"{standardized:.4f} in standardised ones ({len(test)} test rows)."
     )
     return True

@@ -4,6 +4,12 @@
 needs keras-tuner and is imported by its own name, trains a density for each trial.
 """
 
-from tfdde.tuning.curve import OverfittingWarning, SigmaCurve, overfitting, select_sigma
+from tfdde.tuning.curve import (
+    OverfittingWarning,
+    SigmaCurve,
+    ladder_starts,
+    overfitting,
+    select_sigma,
+)
 
-__all__ = ["OverfittingWarning", "SigmaCurve", "overfitting", "select_sigma"]
+__all__ = ["OverfittingWarning", "SigmaCurve", "ladder_starts", "overfitting", "select_sigma"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from typing import Any
 
@@ -12,10 +11,11 @@ import tensorflow as tf
 
 from tfdde.checks import check_integer, check_pixels, check_rows
 from tfdde.density import DDE
-from tfdde.estimate import QUANTILE, Evaluator, LogPartition
+from tfdde.estimate import QUANTILE, Evaluator, LogPartition, mean_and_error
 from tfdde.ladder import ladder, ladder_levels
 from tfdde.noise import LogUniform
 
+ENOUGH = 1_000  # held-out rows from which the samples for log Z can start
 OVERFIT = 0.1  # nats, beyond what chance explains, that are worth a warning
 
 
@@ -38,12 +38,9 @@ def overfitting(training: Any, held_out: Any) -> str | None:
     Returns:
         A warning if the difference exceeds three standard errors and a tenth of a nat.
     """
-    gap, variance = 0.0, 0.0
-    for sign, values in ((1.0, training), (-1.0, held_out)):
-        values = np.asarray(values, np.float64)
-        gap += sign * values.mean()
-        variance += values.var(ddof=1) / len(values)
-    error = math.sqrt(variance)
+    held_out_mean, held_out_error = mean_and_error(np.asarray(held_out, np.float64))
+    mean, error = mean_and_error(np.asarray(training, np.float64), held_out_error)
+    gap = mean - held_out_mean
     if not gap > max(OVERFIT, 3.0 * error):
         return None
     return (
@@ -96,6 +93,11 @@ class SigmaCurve:
             value, error = self.log_likelihood[k], self.standard_error[k]
             lines.append(f"{sigma:8.4g}  {value:.4f} ± {error:.4f}  {', '.join(notes)}".rstrip())
         return "\n".join(lines)
+
+
+def ladder_starts(training: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Rows that samples for log Z start at: held-out ones, or all if these are few."""
+    return held_out if len(held_out) >= ENOUGH else np.concatenate([training, held_out])
 
 
 def select_sigma(
@@ -154,11 +156,8 @@ def select_sigma(
     evaluate = Evaluator(dde._outside, dde.data_shape)
     flat = rows.reshape(len(rows), -1)
     values = [evaluate(flat, each.sigma) - each.value for each in found]
-    means = [v.mean() for v in values]
-    errors = [
-        math.hypot(v.std(ddof=1) / math.sqrt(len(v)), each.standard_error)
-        for v, each in zip(values, found, strict=True)
-    ]
+    pairs = zip(values, found, strict=True)
+    means, errors = zip(*(mean_and_error(v, each.standard_error) for v, each in pairs), strict=True)
     usable = [k for k, each in enumerate(found) if each.trusted] or [0]
     best = max(usable, key=lambda k: means[k])
     within = [k for k in usable if k >= best and means[k] >= means[best] - errors[best]]

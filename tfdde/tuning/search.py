@@ -30,10 +30,10 @@ from tfdde.callbacks import DivergedError, atomic
 from tfdde.checks import check_integer, check_positive, check_rows
 from tfdde.datasets.stream import stream
 from tfdde.density import DDE
-from tfdde.estimate import Evaluator, LogPartition
+from tfdde.estimate import LogPartition, mean_and_error
 from tfdde.noise import Constant, LogUniform
 from tfdde.recipes import table_density
-from tfdde.tuning.curve import OverfittingWarning, overfitting
+from tfdde.tuning.curve import OverfittingWarning, ladder_starts, overfitting
 
 try:
     import keras_tuner
@@ -45,7 +45,6 @@ except ImportError as error:
 OBJECTIVE = keras_tuner.Objective("log_likelihood", "max")
 EPOCH = 50  # steps, at least
 VALIDATED = 4_096  # noisy rows of a validation; few rows are taken repeatedly, with other noise
-ENOUGH = 1_000  # validation rows from which the samples for log Z can start
 COMPARED = 5_000  # training rows that over-fitting is judged by
 
 Range = float | tuple[float, float]
@@ -240,10 +239,7 @@ class LikelihoodTuner(keras_tuner.Tuner):
             history = self.hypermodel.fit(hp, model, x, validation_data=validation_data, **kwargs)
         except DivergedError as diverged:
             raise keras_tuner.errors.FailedTrialError(str(diverged)) from diverged
-        few = len(validation_data) < ENOUGH
-        found = self._normalise(
-            model, np.concatenate([validation_data, x]) if few else validation_data
-        )
+        found = self._normalise(model, ladder_starts(x, validation_data))
         if not found.trusted:
             raise keras_tuner.errors.FailedTrialError(f"log Z can't be trusted: {found}")
         folder = self._folder(trial.trial_id)
@@ -251,12 +247,15 @@ class LikelihoodTuner(keras_tuner.Tuner):
             model.save_weights(beside)
         with atomic(folder / "density.keras") as beside:
             model.save(beside)
-        evaluate, sigma = Evaluator(model._outside, model.data_shape), model.noise.sigma
-        value = evaluate(validation_data, sigma) - found.value
-        if message := overfitting(evaluate(x[:COMPARED], sigma) - found.value, value):
-            warnings.warn(f"sigma = {sigma:.3g}: {message}", OverfittingWarning, stacklevel=2)
-        error = math.hypot(value.std(ddof=1) / math.sqrt(len(value)), found.standard_error)
-        result = {"log_likelihood": float(value.mean()), "standard_error": error}
+        held_out, training = (
+            model.log_density(rows, normalized=False).numpy().astype(np.float64) - found.value
+            for rows in (validation_data, x[:COMPARED])
+        )
+        if message := overfitting(training, held_out):
+            where = f"sigma = {model.noise.sigma:.3g}"
+            warnings.warn(f"{where}: {message}", OverfittingWarning, stacklevel=2)
+        mean, error = mean_and_error(held_out, found.standard_error)
+        result = {"log_likelihood": mean, "standard_error": error}
         losses = getattr(history, "history", {}).get("val_loss")
         if losses:
             result["trained"] = kwargs.get("initial_epoch", 0) + int(np.argmin(losses)) + 1
