@@ -4,12 +4,12 @@
     python benchmarks/sigma.py --only mixture-8 --rows 1000
     python benchmarks/sigma.py table
 
-Of N rows of a known density tfdde keeps a fifth for validation, and is trained again on all N with
-what that chose. Standardised columns for all methods. Truth: the log-likelihood of 20,000 fresh
-rows under the density itself, under its exact blur p_sigma, and under the exact kernel density of
-the N rows, which is what a denoising density that knows its rows by heart would be, at each
-bandwidth. The best level of p_sigma is 0, that of the kernels is found on the fresh rows; a
-density that has learned something has its own in between.
+Of N rows of a known density tfdde keeps a fifth for validation (of 100: each of five parts in
+turn), and is trained again on all N with what that chose. Standardised columns for all methods.
+Truth: the log-likelihood of 20,000 fresh rows under the density itself, under its exact blur
+p_sigma, and under the exact kernel density of the N rows, which is what a denoising density that
+knows its rows by heart would be, at each bandwidth. The best level of p_sigma is 0, that of the
+kernels is found on the fresh rows; a density that has learned something has its own in between.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from tfdde.tuning.search import OBJECTIVE, Densities, LikelihoodTuner
 TEST = 20_000
 NAMES = [f"{kind}-{n}" for kind in ("gaussian", "mixture") for n in (2, 8)]
 ROWS = (100, 1_000, 10_000)
+FEW = 100  # rows that are cross-validated
 GRID = np.geomspace(0.03, 2.0, 40)  # of bandwidths, in standard deviations
 TRIALS, EPOCHS, LOW = 6, 40, 0.05  # of the search; epochs of 50 steps; the lowest sigma
 
@@ -90,16 +91,20 @@ def measure(name, count, seed):
         result[rule] = row_of(values, truth, bandwidth)
 
     # tfdde: one density of all levels, and a search.
+    few = count <= FEW
     cut = count // 5
-    train, held_out = x[cut:], x[:cut]
+    train, held_out = (x, None) if few else (x[cut:], x[:cut])
     keras.utils.set_random_seed(seed)
     hp = keras_tuner.HyperParameters()
     densities = Densities(train, LOW, seed=seed)
-    dde = densities.build(hp)
-    history = densities.fit(hp, dde, train, validation_data=held_out, epochs=EPOCHS, verbose=0)
-    starts = tuning.ladder_starts(train, held_out)
-    curve = tuning.select_sigma(dde, held_out, starts=starts, samples=10_000, seed=seed)
-    trained = int(np.argmin(history.history["val_loss"])) + 1
+    if few:
+        curve, trained = densities.curve(x, epochs=EPOCHS, samples=10_000, verbose=0)
+    else:
+        dde = densities.build(hp)
+        history = densities.fit(hp, dde, train, validation_data=held_out, epochs=EPOCHS, verbose=0)
+        starts = tuning.ladder_starts(train, held_out)
+        curve = tuning.select_sigma(dde, held_out, starts=starts, samples=10_000, seed=seed)
+        trained = int(np.argmin(history.history["val_loss"])) + 1
     keras.utils.set_random_seed(seed)
     again = densities.refit(hp, x, trained, epochs=EPOCHS, verbose=0)
     for rule, k in (("curve", curve.best), ("one_standard_error", curve.one_standard_error)):

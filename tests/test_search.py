@@ -278,3 +278,51 @@ def test_a_chief_and_two_workers_share_a_search(tmp_path):
     assert trained["tuner0"] + trained["tuner1"] == 4
     assert "Held-out log-likelihood" in out["chief"]
     assert keras.models.load_model(tmp_path / "density.keras").normalized
+
+
+def test_few_rows_are_cross_validated(tmp_path):
+    truth = three()
+    x = truth.sample(60, 1)
+    densities = Densities(x, (0.3, 1.0), patience=3, **SMALL)
+    tuner = LikelihoodTuner(random_oracle(1), densities, folds=3, directory=tmp_path)
+    tuner.search(x, epochs=6, verbose=0)
+    trial = next(iter(tuner.oracle.trials.values()))
+    assert trial.status == "COMPLETED"
+    # Each row's log-likelihood is that under the density of the folds without it: of 60 rows their
+    # mean is near the truth's, as a density that has seen them would not be.
+    error = trial.metrics.get_best_value("standard_error")
+    sigma = trial.hyperparameters.values["sigma"]
+    gap = exact(x, sigma, x.std(axis=0)) - trial.score
+    assert -3 * error < gap < 0.6 + 3 * error
+    folder = Path(tuner.get_trial_dir(trial.trial_id))
+    assert len(list(folder.glob("state-*.weights.h5"))) == 3
+    again = tuner.refit(x, epochs=6, verbose=0)
+    # Scales are those of all rows, as of a density that was trained on them.
+    assert np.allclose(again.normalization.mean, x.mean(axis=0), atol=1e-5)
+    first = tuner.get_best_models()[0]
+    assert not np.allclose(first.normalization.mean, x.mean(axis=0), atol=1e-3)
+
+
+def test_curve_of_folds(rows):
+    x = rows[0][:60]
+    densities = Densities(x, 0.3, patience=3, **SMALL)
+    curve, trained = densities.curve(x, 3, epochs=5, samples=500, verbose=0)
+    assert 1 <= trained <= 5
+    assert 0.3 <= curve.sigmas[curve.best] <= 8.0 and len(curve.partitions) == len(curve.sigmas)
+    truth = np.array([exact(x, sigma, x.std(axis=0)) for sigma in curve.sigmas])
+    assert (np.abs(truth - curve.log_likelihood) < 0.6 + 3 * curve.standard_error).all()
+    with pytest.raises(ValueError, match=r"`curve` needs numbers for \['sigma'\]"):
+        Densities(x, (0.1, 1.0), **SMALL).curve(x, epochs=1)
+    with pytest.raises(ValueError, match="at least 120 rows for 60 folds, got 60"):
+        densities.curve(x, 60, epochs=1)
+    with pytest.raises(ValueError, match="at least 10 rows for 5 folds, got 9"):
+        LikelihoodTuner(random_oracle(1), densities).search(x[:9], epochs=1)
+
+
+def test_folds_hold_out_each_row_once():
+    x = np.arange(23.0)[:, None]
+    parts = tuning.curve.split(x, 5, seed=1)
+    assert sorted(np.concatenate([held_out[:, 0] for _, held_out in parts])) == list(range(23))
+    for training, held_out in parts:
+        assert len(training) + len(held_out) == 23
+        assert not set(training[:, 0]) & set(held_out[:, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -158,9 +159,7 @@ def select_sigma(
     values = [evaluate(flat, each.sigma) - each.value for each in found]
     pairs = zip(values, found, strict=True)
     means, errors = zip(*(mean_and_error(v, each.standard_error) for v, each in pairs), strict=True)
-    usable = [k for k, each in enumerate(found) if each.trusted] or [0]
-    best = max(usable, key=lambda k: means[k])
-    within = [k for k in usable if k >= best and means[k] >= means[best] - errors[best]]
+    best, one_standard_error = _choose(found, means, errors)
     heart = None
     if known is not None:
         flat = known.reshape(len(known), -1)
@@ -174,6 +173,50 @@ def select_sigma(
         np.array(errors),
         tuple(found),
         best,
-        max(within),
+        one_standard_error,
         heart,
     )
+
+
+def _choose(found: Sequence[LogPartition], means: Any, errors: Any) -> tuple[int, int]:
+    """``best`` and ``one_standard_error`` of a ``SigmaCurve``."""
+    usable = [k for k, each in enumerate(found) if each.trusted] or [0]
+    best = max(usable, key=lambda k: means[k])
+    within = [k for k in usable if k >= best and means[k] >= means[best] - errors[best]]
+    return best, max(within)
+
+
+def split(x: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Training and held-out rows of each of ``folds`` parts, in an order drawn by ``seed``.
+
+    Raises:
+        ValueError: fewer than two rows a part.
+    """
+    folds = check_integer(folds, "folds", 2)
+    if len(x) < 2 * folds:
+        raise ValueError(
+            f"`x` must have at least {2 * folds} rows for {folds} folds, got {len(x)}."
+        )
+    parts = np.array_split(np.random.default_rng(seed).permutation(len(x)), folds)
+    return [(np.delete(x, part, axis=0), x[part]) for part in parts]
+
+
+def mean_curve(curves: Sequence[SigmaCurve], rows: Sequence[int]) -> SigmaCurve:
+    """The curve of several held-out sets together, each with a density of its own.
+
+    Args:
+        curves: with the same levels.
+        rows: of each set.
+
+    Returns:
+        Means weighted by rows, their errors in quadrature; of log Z at each level the least
+        certain.
+    """
+    shares = np.array(rows)[:, None] / np.sum(rows)
+    means = np.sum([share * c.log_likelihood for share, c in zip(shares, curves, strict=True)], 0)
+    errors = np.linalg.norm(
+        [share * c.standard_error for share, c in zip(shares, curves, strict=True)], axis=0
+    )
+    levels = zip(*(c.partitions for c in curves), strict=True)
+    found = tuple(max(level, key=lambda z: (not z.trusted, z.standard_error)) for level in levels)
+    return SigmaCurve(curves[0].sigmas, means, errors, found, *_choose(found, means, errors))

@@ -17,9 +17,9 @@ trials and any number of workers run them; they share the directory.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ from tfdde.density import DDE
 from tfdde.estimate import LogPartition, mean_and_error
 from tfdde.noise import Constant, LogUniform
 from tfdde.recipes import table_density
-from tfdde.tuning.curve import OverfittingWarning, ladder_starts, overfitting
+from tfdde.tuning.curve import (
+    OverfittingWarning,
+    SigmaCurve,
+    ladder_starts,
+    mean_curve,
+    overfitting,
+    select_sigma,
+    split,
+)
 
 try:
     import keras_tuner
@@ -99,6 +107,22 @@ class Densities(keras_tuner.HyperModel):
         self.batch_size = check_integer(batch_size, "batch_size")
         self.patience = check_integer(patience, "patience")
         self.seed = seed
+        self.arguments: dict[str, Any] = {
+            "sigma": sigma,
+            "sigma_max": sigma_max,
+            "width": width,
+            "depth": depth,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "patience": patience,
+            "seed": seed,
+        }
+
+    def of(self, x: Any) -> Densities:
+        """The same densities of other rows (rows, n), which scales and base are taken from."""
+        rows = check_rows(x, "x", self.x.shape[1:])
+        # Not a copy: keras-tuner's HyperModel binds `build` to the very object.
+        return type(self)(rows, **self.arguments)
 
     def _value(self, hp: Any, name: str, whole: bool = False) -> Any:
         bounds = self.space[name]
@@ -149,11 +173,43 @@ class Densities(keras_tuner.HyperModel):
             trained: epochs to train for, as many as were best in the trial.
             kwargs: ``epochs``, those of the trial's schedule, and ``verbose`` of ``DDE.fit``.
         """
-        other = copy.copy(self)
-        other.x = check_rows(x, "x", self.x.shape[1:])
+        other = self.of(x)
         model = other.build(hp)
         self._train(model, other.x, kwargs.pop("epochs"), epochs=trained, **kwargs)
         return model
+
+    def curve(
+        self, x: Any, folds: int = 5, *, epochs: int, samples: int = 5_000, verbose: Any = "auto"
+    ) -> tuple[SigmaCurve, int]:
+        """``select_sigma`` by cross-validation: for few rows, of which a fifth tells too little.
+
+        Args:
+            x: rows, (rows, n).
+            folds: densities to train, each without one part of the rows.
+            epochs, verbose: of ``DDE.fit``.
+            samples: of each ladder.
+
+        Returns:
+            The curve over all rows, each under the density that was trained without it, and the
+            number of epochs of the lowest mean validation loss, for ``refit``.
+
+        Raises:
+            ValueError: hyperparameters are given as ranges, or ``sigma_max`` is None.
+        """
+        if ranges := [name for name, v in self.space.items() if isinstance(v, tuple)]:
+            raise ValueError(f"`curve` needs numbers for {ranges}, got ranges: search those first.")
+        hp = keras_tuner.HyperParameters()
+        curves, losses, counts = [], [], []
+        for training, held_out in split(check_rows(x, "x", self.x.shape[1:]), folds, self.seed):
+            model = self.of(training).build(hp)
+            kwargs = {"validation_data": held_out, "epochs": epochs, "verbose": verbose}
+            losses.append(self.fit(hp, model, training, **kwargs).history["val_loss"])
+            starts = ladder_starts(training, held_out)
+            curves.append(
+                select_sigma(model, held_out, starts=starts, samples=samples, seed=self.seed)
+            )
+            counts.append(len(held_out))
+        return mean_curve(curves, counts), _trained(losses)
 
     def _train(self, model: DDE, x: Any, schedule: int, callbacks: Any = (), **kwargs: Any) -> Any:
         rate = float(model.optimizer.learning_rate)
@@ -169,6 +225,12 @@ class Densities(keras_tuner.HyperModel):
         )
 
 
+def _trained(losses: Sequence[list[float]]) -> int:
+    """Epochs until the lowest mean of validation losses, as far as all trainings went."""
+    last = min(map(len, losses))
+    return int(np.mean([each[:last] for each in losses], axis=0).argmin()) + 1
+
+
 class LikelihoodTuner(keras_tuner.Tuner):
     """Trains a density for each trial, normalises it, and ranks it by held-out log-likelihood.
 
@@ -178,12 +240,17 @@ class LikelihoodTuner(keras_tuner.Tuner):
     can't be trusted or the training diverges.  ``get_best_models`` returns densities that are
     normalised; the folder of each trial has its as ``density.keras``.
 
+    Of few rows a fifth is too few to choose by: without ``validation_data`` each trial trains one
+    density for each of ``folds`` parts of the rows, on the others, so that every row is held out
+    once.  ``density.keras`` is then that of the first part; ``refit`` trains on all rows.
+
     Args:
         oracle: of keras-tuner, with ``OBJECTIVE``: ``RandomSearchOracle``,
             ``BayesianOptimizationOracle``, ``HyperbandOracle`` or another.
         hypermodel: ``Densities``, or another ``keras_tuner.HyperModel``, or a function of the
             hyperparameters that returns a compiled ``DDE``.
         partition: arguments of ``DDE.log_partition``, as {"samples": 20_000}.
+        folds: parts of the rows, for a search without ``validation_data``.
         seed: of weights drawn in ``build``, the same in all trials.
         kwargs: of ``keras_tuner.Tuner``: ``directory``, ``project_name``, ``overwrite``,
             ``distribution_strategy``.
@@ -195,6 +262,7 @@ class LikelihoodTuner(keras_tuner.Tuner):
         hypermodel: Any,
         *,
         partition: dict[str, Any] | None = None,
+        folds: int = 5,
         seed: int = 0,
         **kwargs: Any,
     ):
@@ -204,14 +272,16 @@ class LikelihoodTuner(keras_tuner.Tuner):
                 f"{oracle.objective!r}."
             )
         self.partition = {"samples": 5_000} | (partition or {})
+        self.folds = check_integer(folds, "folds", 2)
         self.seed = seed
         super().__init__(oracle, hypermodel, **kwargs)
 
-    def search(self, x: Any, *, validation_data: Any, **kwargs: Any) -> None:
+    def search(self, x: Any, *, validation_data: Any = None, **kwargs: Any) -> None:
         """Run the trials that are left.
 
         Args:
-            x, validation_data: training and held-out rows, (rows, n), in the data's own units.
+            x: training rows, (rows, n), in the data's own units.
+            validation_data: held-out rows; None: each of ``folds`` parts of ``x`` in turn.
             kwargs: of the hypermodel's ``fit``, such as ``epochs`` and ``verbose``.
 
         Raises:
@@ -220,46 +290,64 @@ class LikelihoodTuner(keras_tuner.Tuner):
         """
         # At once: an error in a trial is one trial that failed.
         rows = check_rows(x, "x", np.shape(x)[1:])
-        held_out = check_rows(validation_data, "validation_data", rows.shape[1:])
-        super().search(rows, validation_data=held_out, **kwargs)
+        if validation_data is None:
+            split(rows, self.folds, self.seed)
+        else:
+            validation_data = check_rows(validation_data, "validation_data", rows.shape[1:])
+        super().search(rows, validation_data=validation_data, **kwargs)
 
     def run_trial(self, trial: Any, x: Any, *, validation_data: Any, **kwargs: Any) -> dict:
-        """Train, normalise and evaluate one density; arguments are those of ``search``."""
+        """Train, normalise and evaluate one density, or one a fold; arguments as of ``search``."""
+        parts = [(x, validation_data)]
+        if validation_data is None:
+            parts = split(x, self.folds, self.seed)
+        found = [self._run(trial, k, *part, **kwargs) for k, part in enumerate(parts)]
+        held_out, training, log_z_errors, losses = zip(*found, strict=True)
+        held_out, training = np.concatenate(held_out), np.concatenate(training)
+        if message := overfitting(training, held_out):
+            warnings.warn(f"trial {trial.trial_id}: {message}", OverfittingWarning, stacklevel=2)
+        shares = np.array([len(rows) for _, rows in parts]) / len(held_out)
+        mean, error = mean_and_error(held_out, float(np.linalg.norm(shares * log_z_errors)))
+        result = {"log_likelihood": mean, "standard_error": error}
+        if all(losses):
+            result["trained"] = kwargs.get("initial_epoch", 0) + _trained(losses)
+        return result
+
+    def _run(
+        self, trial: Any, part: int, x: Any, held_out: Any, **kwargs: Any
+    ) -> tuple[np.ndarray, np.ndarray, float, list[float]]:
+        """Log-densities of held-out and training rows, log Z's error, validation losses."""
         hp, strategy = trial.hyperparameters, self.distribution_strategy
         keras.utils.clear_session()
         keras.utils.set_random_seed(self.seed)
+        hypermodel = self.hypermodel
+        if isinstance(hypermodel, Densities):
+            hypermodel = hypermodel.of(x)
         with strategy.scope() if strategy else contextlib.nullcontext():
-            model = self.hypermodel.build(hp)
+            model = hypermodel.build(hp)
         if "tuner/epochs" in hp.values:  # Hyperband's
             kwargs["epochs"] = hp.values["tuner/epochs"]
             kwargs["initial_epoch"] = hp.values["tuner/initial_epoch"]
         if "tuner/trial_id" in hp.values:
-            model.load_weights(self._folder(hp.values["tuner/trial_id"]) / "state.weights.h5")
+            model.load_weights(self._state(hp.values["tuner/trial_id"], part))
         try:
-            history = self.hypermodel.fit(hp, model, x, validation_data=validation_data, **kwargs)
+            history = hypermodel.fit(hp, model, x, validation_data=held_out, **kwargs)
         except DivergedError as diverged:
             raise keras_tuner.errors.FailedTrialError(str(diverged)) from diverged
-        found = self._normalise(model, ladder_starts(x, validation_data))
+        found = self._normalise(model, ladder_starts(x, held_out))
         if not found.trusted:
             raise keras_tuner.errors.FailedTrialError(f"log Z can't be trusted: {found}")
-        folder = self._folder(trial.trial_id)
-        with atomic(folder / "state.weights.h5") as beside:
+        with atomic(self._state(trial.trial_id, part)) as beside:
             model.save_weights(beside)
-        with atomic(folder / "density.keras") as beside:
-            model.save(beside)
-        held_out, training = (
+        if not part:
+            with atomic(self._folder(trial.trial_id) / "density.keras") as beside:
+                model.save(beside)
+        values = [
             model.log_density(rows, normalized=False).numpy().astype(np.float64) - found.value
-            for rows in (validation_data, x[:COMPARED])
-        )
-        if message := overfitting(training, held_out):
-            where = f"sigma = {model.noise.sigma:.3g}"
-            warnings.warn(f"{where}: {message}", OverfittingWarning, stacklevel=2)
-        mean, error = mean_and_error(held_out, found.standard_error)
-        result = {"log_likelihood": mean, "standard_error": error}
-        losses = getattr(history, "history", {}).get("val_loss")
-        if losses:
-            result["trained"] = kwargs.get("initial_epoch", 0) + int(np.argmin(losses)) + 1
-        return result
+            for rows in (held_out, x[:COMPARED])
+        ]
+        losses = getattr(history, "history", {}).get("val_loss", [])
+        return *values, found.standard_error, losses
 
     def _normalise(self, model: DDE, rows: Any) -> LogPartition:
         with warnings.catch_warnings():
@@ -292,6 +380,9 @@ class LikelihoodTuner(keras_tuner.Tuner):
 
     def _folder(self, trial_id: str) -> Path:
         return Path(self.get_trial_dir(trial_id))
+
+    def _state(self, trial_id: str, part: int) -> Path:
+        return self._folder(trial_id) / f"state-{part}.weights.h5"
 
     def load_model(self, trial: Any) -> DDE:
         """The normalised density of a completed trial."""
