@@ -14,7 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfdde.datasets import images, load_fashion_mnist, load_mnist, load_mnist_components
+from tfdde.datasets import (
+    images,
+    load_fashion_mnist,
+    load_mnist,
+    load_mnist_components,
+    load_stacked_mnist,
+)
 
 REAL = Path(os.environ.get("TFDDE_DATA_DIR", ".")) / "mnist"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="TFDDE_DATA_DIR holds no mnist")
@@ -67,6 +73,22 @@ def test_principal_components_of_dequantised_pixels(tmp_path):
     assert ratio.std() < 0.03 * ratio.mean()
     with pytest.raises(ValueError, match="`components` must be at most 20, the number of pixels"):
         load_mnist_components(21, tmp_path)
+
+
+def test_stacked_digits(tmp_path):
+    write(tmp_path)
+    digits = load_mnist(tmp_path)
+    stacked = load_stacked_mnist(tmp_path, seed=1)
+    for x, y, single, labels in (
+        (stacked.x_train, stacked.y_train, digits.x_train, digits.y_train),
+        (stacked.x_test, stacked.y_test, digits.x_test, digits.y_test),
+    ):
+        assert x.shape == (len(single), 5, 4, 3) and x.dtype == np.float32
+        for channel in range(3):
+            digit = y // 10 ** (2 - channel) % 10
+            assert sorted(digit) == sorted(labels)  # each digit once a channel
+            np.testing.assert_array_equal(x[..., channel], single[digit, ..., 0])
+    assert (load_stacked_mnist(tmp_path, seed=2).y_train != stacked.y_train).any()
 
 
 @real

@@ -58,3 +58,28 @@ def test_mode_shares_with_strays_and_errors():
     shares, errors = metrics.mode_shares(x, modes, radius=1.0)
     np.testing.assert_allclose(shares, [0.6, 0.3])
     np.testing.assert_allclose(errors, np.sqrt([0.6 * 0.4 / 100, 0.3 * 0.7 / 100]))
+
+
+def test_mode_coverage_against_its_expectation():
+    rng = np.random.default_rng(0)
+    uniform = [metrics.mode_coverage(rng.integers(0, 50, 2_000), 50) for _ in range(200)]
+    assert all(covered == 50 for covered, _ in uniform)
+    # Under uniform shares 2 n KL has a chi-squared law of 49 degrees of freedom.
+    assert np.mean([kl.value for _, kl in uniform]) == pytest.approx(49 / 4_000, rel=0.05)
+    # Half of the modes twice as often as they should be: log 2 exactly, whatever the counts' noise.
+    labels = np.repeat(np.arange(0, 50, 2), 40)
+    covered, kl = metrics.mode_coverage(labels, 50)
+    assert covered == 25 and kl.value == pytest.approx(np.log(2)) and kl.standard_error < 1e-9
+    # The error is that of repetitions.
+    shares = rng.dirichlet(np.ones(20))
+    found = [metrics.mode_coverage(rng.choice(20, 5_000, p=shares), 20)[1] for _ in range(300)]
+    spread = np.std([kl.value for kl in found])
+    assert np.mean([kl.standard_error for kl in found]) == pytest.approx(spread, rel=0.15)
+    exact = np.sum(shares * np.log(20 * shares))
+    assert np.mean([kl.value for kl in found]) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize("labels", [[], [[1]], [0.5], [3], [-1]])
+def test_mode_coverage_refuses(labels):
+    with pytest.raises(ValueError, match="`labels` must be"):
+        metrics.mode_coverage(labels, 3)

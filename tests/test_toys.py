@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 from tfdde import datasets, metrics
 
 SIGMAS = (0.0, 0.05, 0.3)
+WITHIN = [name for name in datasets.TOYS if name != "distant_gaussians"]  # the grids used here
 
 
-@pytest.mark.parametrize("name", datasets.TOYS)
+@pytest.mark.parametrize("name", WITHIN)
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_density_integrates_to_one(name, sigma):
     side = 120 if name == "two_spirals" else 240
@@ -20,7 +22,7 @@ def test_density_integrates_to_one(name, sigma):
     assert abs(metrics.grid_log_partition(log_density, cell)) < bound
 
 
-@pytest.mark.parametrize("name", datasets.TOYS)
+@pytest.mark.parametrize("name", WITHIN)
 def test_samples_have_the_entropy_of_the_density(name):
     sigma, n = 0.2, 15_000
     noise = sigma * np.random.default_rng(7).standard_normal((n, 2))
@@ -32,7 +34,7 @@ def test_samples_have_the_entropy_of_the_density(name):
     assert abs(values.mean() - minus_entropy) < 4 * values.std() / np.sqrt(n) + 1e-3
 
 
-@pytest.mark.parametrize("name", datasets.TOYS)
+@pytest.mark.parametrize("name", WITHIN)
 def test_samples_fill_the_density_cell_by_cell(name):
     """Chi-square of counts in cells against the blurred density."""
     sigma, n, side = 0.3, 50_000, 24
@@ -48,7 +50,7 @@ def test_samples_fill_the_density_cell_by_cell(name):
     assert chi < some.sum() + 5 * np.sqrt(2 * some.sum())
 
 
-@pytest.mark.parametrize("name", datasets.TOYS)
+@pytest.mark.parametrize("name", WITHIN)
 def test_blurring_is_convolution(name):
     """Against the unblurred density summed over the noise, at points of high density."""
     sigma = 0.4
@@ -69,6 +71,22 @@ def test_tails_stay_finite(name):
     far = np.array([[30.0, 0.0], [0.0, -25.0], [20.0, 20.0]])
     value = datasets.toy_log_density(name, far, 0.2)
     assert np.isfinite(value).all() and (value < -1000).all()
+
+
+@pytest.mark.parametrize("name", ["eight_gaussians", "gaussian_grid", "distant_gaussians"])
+def test_mixtures_against_scipy(name):
+    modes, std, sigma, n = datasets.toy_modes(name), datasets.toy_std(name), 0.15, 20_000
+    x = datasets.sample_toy(name, n, seed=1)
+    covariance = (std**2 + sigma**2) * np.eye(2)
+    parts = [multivariate_normal(mode, covariance).pdf(x[:200].astype(float)) for mode in modes]
+    np.testing.assert_allclose(
+        datasets.toy_log_density(name, x[:200], sigma), np.log(np.mean(parts, axis=0)), rtol=1e-9
+    )
+    shares, errors = metrics.mode_shares(x, modes, 6 * std)
+    assert np.abs(shares - 1 / len(modes)).max() < 4 * errors.max()
+    off = x - modes[np.linalg.norm(x[:, None] - modes, axis=-1).argmin(axis=1)]
+    assert off.std() == pytest.approx(std, rel=0.02)
+    assert np.abs(x).max() < datasets.toy_scale(name)
 
 
 def test_checkerboard_without_noise_is_its_squares():
@@ -98,6 +116,7 @@ def test_samples_are_seeded_float32():
         (lambda: datasets.toy_log_density("rings", np.zeros((3, 3)), 0.1), r"got \(3, 3\)"),
         (lambda: datasets.toy_log_density("rings", np.zeros((3, 2)), -0.1), "`sigma` must be"),
         (lambda: datasets.toy_log_density("rings", np.zeros((3, 2)), np.nan), "`sigma` must be"),
+        (lambda: datasets.toy_std("rings"), "a toy of Gaussians, got 'rings'"),
         (lambda: datasets.toy_modes("rings"), "a toy with modes, got 'rings'"),
     ],
 )

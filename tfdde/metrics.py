@@ -5,10 +5,12 @@ Distances between two samples are ``tfdde.fidelity``'s, found here as well.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from tfdde.checks import check_integer
 from tfdde.fidelity import (
     Measured,
     coverage,
@@ -29,6 +31,7 @@ __all__ = [
     "grid_kl",
     "grid_log_partition",
     "kernel_distance",
+    "mode_coverage",
     "mode_shares",
     "nearest_distances",
     "precision",
@@ -120,3 +123,33 @@ def mode_shares(x: Any, modes: Any, radius: float) -> tuple[np.ndarray, np.ndarr
     near = distance.min(axis=1) <= radius
     shares = np.bincount(distance.argmin(axis=1)[near], minlength=len(modes)) / len(x)
     return shares, np.sqrt(shares * (1 - shares) / len(x))
+
+
+def mode_coverage(labels: Any, modes: int) -> tuple[int, Measured]:
+    """How many of equally likely modes samples reach, and their shares' KL to uniform.
+
+    Args:
+        labels: the mode of each sample, integers in [0, modes), shape (n,).
+        modes: how many there are.
+
+    Returns:
+        The number of modes with at least one sample, and the sum of share log(share modes) in
+        nats with its standard error (delta method). Of finitely many samples it exceeds 0 even if
+        all modes are equally likely, by about (modes - 1) / (2 n).
+
+    Raises:
+        ValueError: no labels, or some that are no integers in [0, modes).
+    """
+    modes = check_integer(modes, "modes")
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"`labels` must be integers of shape (n,), n > 0, got {labels.dtype} {labels.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= modes:
+        raise ValueError(f"`labels` must be in [0, {modes}), got {labels.min()} to {labels.max()}.")
+    counts = np.bincount(labels, minlength=modes)
+    surprise = np.log(counts[labels] * (modes / len(labels)))
+    return int((counts > 0).sum()), Measured(
+        float(surprise.mean()), float(surprise.std() / math.sqrt(len(labels)))
+    )

@@ -134,7 +134,8 @@ def main(argv=None):
     done = run.train("density", density, batches, args.steps, EPOCH)
 
     # The density, normalised on a grid that holds all of it, beside the exact one.
-    side, bounds = 200, (-4.5 - 4 * args.sigma, 4.5 + 4 * args.sigma)
+    half = datasets.toy_scale(args.dataset) + 4 * args.sigma
+    side, bounds = 200, (-half, half)
     grid, cell = metrics.grid(*bounds, side)
     exact = datasets.toy_log_density(args.dataset, grid, args.sigma)
     learned = density.log_density(grid, normalized=False).numpy()

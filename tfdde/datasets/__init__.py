@@ -5,6 +5,7 @@ from tfdde.datasets.images import (
     load_fashion_mnist,
     load_mnist,
     load_mnist_components,
+    load_stacked_mnist,
 )
 from tfdde.datasets.stream import epoch_batches, stream
 from tfdde.datasets.tables import Table, load_builtin, read_table, split_rows
@@ -14,6 +15,8 @@ from tfdde.datasets.toys import (
     sample_toy,
     toy_log_density,
     toy_modes,
+    toy_scale,
+    toy_std,
 )
 from tfdde.datasets.uci import UCI, load_uci
 
@@ -28,6 +31,7 @@ __all__ = [
     "load_fashion_mnist",
     "load_mnist",
     "load_mnist_components",
+    "load_stacked_mnist",
     "load_uci",
     "read_table",
     "sample_toy",
@@ -35,4 +39,6 @@ __all__ = [
     "stream",
     "toy_log_density",
     "toy_modes",
+    "toy_scale",
+    "toy_std",
 ]

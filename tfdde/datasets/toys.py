@@ -1,4 +1,7 @@
-"""2-D toys, as FFJORD and BNAF define them, with the exact density of their blurred versions.
+"""2-D toys with the exact density of their blurred versions.
+
+Eight Gaussians, checkerboard, two spirals and rings are as FFJORD and BNAF define them; a grid of
+25 and a wide ring of eight narrow Gaussians are what GANs are tried on for lost modes.
 
 For data x ~ p and sigma >= 0 every ``log_density`` here is that of p * N(0, sigma**2 I).
 """
@@ -12,10 +15,16 @@ from typing import Any
 import numpy as np
 from scipy.special import i0e, log_ndtr, logsumexp, ndtr
 
-TOYS = ("eight_gaussians", "checkerboard", "two_spirals", "rings")
+TOYS = (
+    "eight_gaussians",
+    "checkerboard",
+    "two_spirals",
+    "rings",
+    "gaussian_grid",
+    "distant_gaussians",
+)
 _ALIASES = {"8gaussians": "eight_gaussians", "2spirals": "two_spirals"}
 
-_GAUSSIAN_VARIANCE = 0.125
 _RADII = np.array([3.0, 2.25, 1.5, 0.75])
 _RING_STD = 0.08
 _SPIRAL_STD = 0.1
@@ -25,6 +34,19 @@ _SPIRAL_BOX = 0.5 / 3
 _SQUARES = np.array(
     [(a, b) for a in (-4, -2, 0, 2) for b in (-4, -2, 0, 2) if (a + b) % 4 == 0], float
 )
+
+
+def _ring(radius: float) -> np.ndarray:
+    angle = np.arange(8) * math.pi / 4
+    return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+# Centres and standard deviation of toys that are equal mixtures of Gaussians.
+_GAUSSIANS = {
+    "eight_gaussians": (_ring(4 / math.sqrt(2)), math.sqrt(0.125)),
+    "gaussian_grid": (np.array([(a, b) for a in range(-4, 5, 2) for b in range(-4, 5, 2)]), 0.05),
+    "distant_gaussians": (_ring(10.0), 0.1),
+}
 
 
 def check_toy(name: Any) -> str:
@@ -38,14 +60,29 @@ def check_toy(name: Any) -> str:
 
 
 def toy_modes(name: str) -> np.ndarray:
-    """Centres of the modes, float64 (modes, 2): of the eight Gaussians or the squares."""
+    """Centres of the modes, float64 (modes, 2): of the Gaussians or the squares."""
     name = check_toy(name)
-    if name == "eight_gaussians":
-        angle = np.arange(8) * math.pi / 4
-        return 4 / math.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    if name in _GAUSSIANS:
+        return np.array(_GAUSSIANS[name][0], float)
     if name == "checkerboard":
         return _SQUARES + 1.0
     raise ValueError(f"`name` must be a toy with modes, got {name!r}, which is one curve or more.")
+
+
+def toy_scale(name: str) -> float:
+    """Half the side of a square about the origin that holds all but the toy's faintest tails."""
+    return 10.5 if check_toy(name) == "distant_gaussians" else 4.5
+
+
+def toy_std(name: str) -> float:
+    """Standard deviation of the modes of a toy of Gaussians.
+
+    Raises:
+        ValueError: another toy.
+    """
+    if check_toy(name) not in _GAUSSIANS:
+        raise ValueError(f"`name` must be a toy of Gaussians, got {name!r}.")
+    return _GAUSSIANS[check_toy(name)][1]
 
 
 def sample_toy(name: str, n: int, seed: int) -> np.ndarray:
@@ -61,9 +98,9 @@ def sample_toy(name: str, n: int, seed: int) -> np.ndarray:
     """
     name = check_toy(name)
     rng = np.random.default_rng(seed)
-    if name == "eight_gaussians":
-        centres = toy_modes(name)[rng.integers(0, 8, n)]
-        x = centres + math.sqrt(_GAUSSIAN_VARIANCE) * rng.standard_normal((n, 2))
+    if name in _GAUSSIANS:
+        centres, std = _GAUSSIANS[name]
+        x = centres[rng.integers(0, len(centres), n)] + std * rng.standard_normal((n, 2))
     elif name == "checkerboard":
         x1 = rng.random(n) * 4 - 2
         x2 = rng.random(n) - rng.integers(0, 2, n) * 2 + np.floor(x1) % 2
@@ -150,9 +187,9 @@ def _log_density_spirals(x: np.ndarray, sigma: float) -> np.ndarray:
 def toy_log_density(name: str, x: Any, sigma: float) -> np.ndarray:
     """Exact log-density of the toy blurred by N(0, sigma**2 I).
 
-    Closed form for the Gaussians (a mixture of variance 1/8 + sigma**2), the checkerboard
-    (differences of error functions) and the rings (Bessel functions); the spirals are
-    integrated along the curve by quadrature.
+    Closed form for the Gaussians (mixtures, of larger variance), the checkerboard (differences of
+    error functions) and the rings (Bessel functions); the spirals are integrated along the curve
+    by quadrature.
 
     Args:
         name: as in ``sample_toy``.
@@ -171,10 +208,12 @@ def toy_log_density(name: str, x: Any, sigma: float) -> np.ndarray:
         raise ValueError(f"`x` must have shape (rows, 2), got {x.shape}.")
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"`sigma` must be a finite number >= 0, got {sigma!r}.")
-    if name == "eight_gaussians":
-        variance = _GAUSSIAN_VARIANCE + sigma**2
-        square = ((x[:, None, :] - toy_modes(name)) ** 2).sum(axis=-1)
-        return logsumexp(-square / (2 * variance), axis=1) - math.log(8 * 2 * math.pi * variance)
+    if name in _GAUSSIANS:
+        centres, std = _GAUSSIANS[name]
+        variance = std**2 + sigma**2
+        square = ((x[:, None] - centres) ** 2).sum(axis=-1)
+        parts = logsumexp(-square / (2 * variance), axis=1)
+        return parts - math.log(len(centres) * 2 * math.pi * variance)
     if name == "checkerboard":
         return _log_density_squares(x, sigma)
     if name == "rings":
