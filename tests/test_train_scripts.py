@@ -95,22 +95,28 @@ def test_toy(script, tmp_path, capsys, one_level):
 
 
 @pytest.mark.parametrize(
-    ("name", "sigma_max"),
-    [("mnist", 4.0), ("mnist", 0.5), ("fashion_mnist", 4.0)],  # many levels, or one
+    ("name", "options"),
+    [
+        ("mnist", ["--networks=dense", "--depth=2"]),
+        ("mnist", ["--paper", "--depth=2"]),
+        ("mnist", ["--sigma-max=0.25"]),
+        ("fashion_mnist", []),
+        ("stacked_mnist", []),
+    ],
 )
-def test_images(script, tmp_path, idx_folder, name, sigma_max):
+def test_images(script, tmp_path, idx_folder, name, options):
     folder = tmp_path / "run"
-    args = [*IMAGES, "--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}"]
-    module = script(name)
-    kwargs = {"dataset": name} if name == "fashion_mnist" else {}
-    given = [*args, f"--sigma-max={sigma_max}", f"--output={folder}"]
-    assert module.main(given, **kwargs) == 0
+    args = ["--width=8", "--batch-size=16", "--dde-steps=2", "--no-jit", "--depth=1"]
+    args += ["--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}", f"--output={folder}"]
+    kwargs = {} if name == "mnist" else {"dataset": name}
+    assert script(name).main([*args, *options], **kwargs) == 0
     assert files(folder) >= EXPECTED | {"interpolation.png"}
     density = keras.saving.load_model(folder / "density.keras")
-    assert density.noise.sigma == 0.5
+    assert density.noise.sigma == (0.5 if "--paper" in options else 0.25)
     generator = keras.saving.load_model(folder / "generator.keras")
     images = generator.sample(2, seed=1).numpy()
-    assert images.shape == (2, 28, 28, 1) and images.min() >= 0 and images.max() <= 1
+    assert images.shape == (2, 28, 28, 3 if name == "stacked_mnist" else 1)
+    assert images.min() >= 0 and images.max() <= 1
 
 
 def test_missing_data_is_one_sentence(script, tmp_path, capsys):
@@ -151,16 +157,36 @@ def test_wrong_arguments(script, capsys, args, message):
 def test_presets_are_defaults_that_options_override(script, capsys, name):
     module = script(name)
     parse = module.parse if name == "toy" else lambda argv: module.parse(argv, "mnist")
-    paper, quick = vars(parse([])), vars(parse(["--preset=quick"]))
-    assert paper.items() >= module.PRESETS["paper"].items()
-    assert quick.items() >= module.PRESETS["quick"].items()
-    assert set(module.PRESETS["quick"]) <= set(module.PRESETS["paper"])
+    for preset, defaults in module.PRESETS.items():
+        given = vars(parse([f"--preset={preset}"]))
+        assert given.items() >= defaults.items()
+        assert None not in [v for k, v in given.items() if k not in ("data_dir", "devices")]
+    assert len({tuple(sorted(p)) for p in module.PRESETS.values()}) == 1
+    default = "paper" if name == "toy" else "full"
+    assert vars(parse([])) == vars(parse([f"--preset={default}"]))
     assert vars(parse(["--preset=quick", "--width=77"]))["width"] == 77
-    assert None not in [v for k, v in paper.items() if k not in ("data_dir", "devices")]
     with pytest.raises(SystemExit):
         parse(["--preset=quick", "--help"])
     text = capsys.readouterr().out
     assert f"(default: {module.PRESETS['quick']['steps']})" in text
+
+
+def test_mnist_defaults_follow_the_networks(script):
+    parse = script("mnist").parse
+    paper = vars(parse(["--paper"], "mnist"))
+    assert paper == vars(parse(["--preset=paper"], "mnist"))
+    assert (paper["networks"], paper["width"], paper["depth"], paper["jit"]) == (
+        "dense",
+        256,
+        15,
+        True,
+    )
+    assert paper["sigma"] == paper["sigma_max"] == 0.5 and paper["dde_steps"] == 10
+    dense = vars(parse(["--preset=quick", "--networks=dense", "--depth=5"], "mnist"))
+    assert (dense["networks"], dense["width"], dense["depth"]) == ("dense", 256, 5)
+    assert dense["learning_rate"] == paper["learning_rate"] and dense["sigma_max"] == 4.0
+    assert vars(parse([], "mnist"))["latent_dim"] == 16
+    assert vars(parse([], "stacked_mnist"))["latent_dim"] == 48
 
 
 def start(args):

@@ -1,0 +1,159 @@
+"""Other generators of images, of stock Keras layers, trained until their time is over."""
+
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdde import convnets
+
+LATENT, BATCH, WIDTH = 16, 64, 32
+PENALTY, CRITIC_STEPS = 10.0, 3  # of WGAN-GP; 5 steps of the critic learn slower here
+EULER = 50  # steps of the flow's sampler
+
+
+def _batches(x, seed):
+    data = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed=seed).repeat()
+    return iter(data.batch(BATCH, drop_remainder=True).prefetch(4))
+
+
+def _decay(optimizers, rates, share):
+    """A cosine over the time there is."""
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        optimizer.learning_rate.assign(rate * 0.5 * (1 + np.cos(np.pi * min(share, 1.0))))
+
+
+def wgan_gp(x, seconds, seed):
+    """Gulrajani et al. 2017, with the generator that tfdde has and a critic like its density."""
+    layers, shape = keras.layers, x.shape[1:]
+    generator = convnets.conv_generator(LATENT, shape, WIDTH)
+    critic = keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Conv2D(WIDTH, 4, 2, "same", activation="silu"),
+            layers.Conv2D(2 * WIDTH, 4, 2, "same", activation="silu"),
+            layers.Conv2D(2 * WIDTH, 3, 1, "same", activation="silu"),
+            layers.Flatten(),
+            layers.Dense(256, activation="silu"),
+            layers.Dense(1),
+        ]
+    )
+    rates = (1e-3, 1e-3)
+    optimizers = [
+        keras.optimizers.Adam(rates[0], 0.5, 0.9, use_ema=True, ema_momentum=0.99),
+        keras.optimizers.Adam(rates[1], 0.5, 0.9),
+    ]
+    models = (generator, critic)
+    for optimizer, model in zip(optimizers, models, strict=True):
+        optimizer.build(model.trainable_variables)
+
+    def descend(loss, tape, k):
+        variables = models[k].trainable_variables
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        optimizers[k].apply_gradients(zip(gradients, variables, strict=True))
+
+    @tf.function
+    def critic_step(real):
+        made = generator(tf.random.normal((BATCH, LATENT)))
+        share = tf.random.uniform((BATCH, 1, 1, 1))
+        between = real + share * (made - real)
+        with tf.GradientTape() as tape:
+            with tf.GradientTape() as inner:
+                inner.watch(between)
+                values = critic(between)
+            slope = tf.norm(tf.reshape(inner.gradient(values, between), (BATCH, -1)), axis=1)
+            loss = tf.reduce_mean(critic(made)) - tf.reduce_mean(critic(real))
+            loss += PENALTY * tf.reduce_mean((slope - 1.0) ** 2)
+        descend(loss, tape, 1)
+
+    @tf.function
+    def generator_step():
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_mean(critic(generator(tf.random.normal((BATCH, LATENT)))))
+        descend(loss, tape, 0)
+
+    batches, start = _batches(x, seed), time.time()
+    while (passed := time.time() - start) < seconds:
+        _decay(optimizers, rates, passed / seconds)
+        for _ in range(CRITIC_STEPS):
+            critic_step(next(batches))
+        generator_step()
+    took = time.time() - start
+    optimizers[0].finalize_variable_values(generator.trainable_variables)
+    z = np.random.default_rng(1).standard_normal((100_000, LATENT)).astype("float32")
+
+    def sample(n):
+        return generator.predict(z[:n], batch_size=500, verbose=0)
+
+    parameters = {"generator": generator.count_params(), "critic": critic.count_params()}
+    return sample, took, parameters
+
+
+def _velocity(shape, width):
+    """A small U-Net of (x, t)."""
+    layers = keras.layers
+    x, t = keras.Input(shape), keras.Input((1,))
+    embedded = layers.Dense(64, activation="silu")(t)
+
+    def block(h, channels, stride=1):
+        h = layers.Conv2D(channels, 3, stride, "same")(h)
+        shift = layers.Reshape((1, 1, channels))(layers.Dense(channels)(embedded))
+        return layers.Activation("silu")(layers.Add()([h, shift]))
+
+    a = block(x, width)
+    b = block(a, 2 * width, 2)
+    c = block(b, 4 * width, 2)
+    wide = layers.Dense(256, activation="silu")(layers.Flatten()(c))
+    wide = layers.Reshape(c.shape[1:])(layers.Dense(int(np.prod(c.shape[1:])))(wide))
+    c = layers.Add()([block(c, 4 * width), wide])
+    b = layers.Concatenate()([b, layers.Conv2DTranspose(2 * width, 4, 2, "same")(c)])
+    b = block(b, 2 * width)
+    a = layers.Concatenate()([a, layers.Conv2DTranspose(width, 4, 2, "same")(b)])
+    a = block(a, width)
+    return keras.Model([x, t], layers.Conv2D(shape[-1], 3, padding="same")(a))
+
+
+def flow_matching(x, seconds, seed):
+    """Lipman et al. 2023, straight paths from noise to images; Euler steps to sample."""
+    net = _velocity(x.shape[1:], 16)
+    rate = 2e-3
+    optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.999)
+    optimizer.build(net.trainable_variables)
+
+    @tf.function
+    def step(images):
+        images = 2.0 * images - 1.0
+        noise, t = tf.random.normal(tf.shape(images)), tf.random.uniform((BATCH, 1))
+        share = t[:, :, None, None]
+        with tf.GradientTape() as tape:
+            velocity = net([share * images + (1.0 - share) * noise, t])
+            loss = tf.reduce_mean((velocity - (images - noise)) ** 2)
+        variables = net.trainable_variables
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    batches, start = _batches(x, seed), time.time()
+    while (passed := time.time() - start) < seconds:
+        _decay([optimizer], [rate], passed / seconds)
+        step(next(batches))
+    took = time.time() - start
+    optimizer.finalize_variable_values(net.trainable_variables)
+
+    @tf.function
+    def euler(noise):
+        y = noise
+        for k in tf.range(EULER):
+            t = tf.fill((tf.shape(y)[0], 1), tf.cast(k, tf.float32) / EULER)
+            y += net([y, t]) / EULER
+        return tf.clip_by_value(0.5 + 0.5 * y, 0.0, 1.0)
+
+    def sample(n):
+        rng = np.random.default_rng(1)
+        noise = rng.standard_normal((n, *x.shape[1:])).astype("float32")
+        return np.concatenate([euler(noise[i : i + 500]) for i in range(0, n, 500)])
+
+    return sample, took, {"network": net.count_params()}
+
+
+METHODS = {"wgan_gp": wgan_gp, "flow_matching": flow_matching}
