@@ -72,8 +72,13 @@ LEVEL_POWER = 2.0  # at 1, what s_q has not learned of fine detail outweighs the
 def parse(argv, dataset):
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", choices=PRESETS, default="full", help="choice of defaults")
-    paper = {"action": "store_const", "const": "paper", "dest": "preset"}
-    first.add_argument("--paper", **paper, help="the paper's networks and settings, as a preset")
+    first.add_argument(
+        "--paper",
+        action="store_const",
+        const="paper",
+        dest="preset",
+        help="the paper's networks and settings, short for --preset paper",
+    )
     first.add_argument("--networks", choices=NETWORKS, help="convolutional, or dense blocks")
     chosen = first.parse_known_args(argv)[0]
     preset = PRESETS[chosen.preset]
