@@ -236,9 +236,26 @@ def test_script_says_why_no_trial_succeeds(script, tmp_path, capsys, monkeypatch
     assert "log Z can't be trusted" in err
 
 
+def test_script_cross_validates_few_rows(script, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", three().sample(100, 1))
+    run = tmp_path / "run"
+    arguments = [f"--data={tmp_path / 'x.npy'}", "--trials=1", f"--output={run}", *TINY]
+    assert script.main([*arguments, "--folds=3"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["rows"]["test"] == 10 and np.isfinite(result["log_likelihood"])
+    assert len(list(run.rglob("state-*.weights.h5"))) == 3
+    # Other rows are another search.
+    np.save(tmp_path / "x.npy", three().sample(100, 2))
+    assert script.main([*arguments, "--folds=3", "--resume"]) == 2
+    assert "was started with checksum = " in capsys.readouterr().err
+    assert script.main([*arguments[:2], f"--output={tmp_path / 'b'}", "--folds=60"]) == 2
+    assert "at least 120 rows for 60 folds, got 90" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--folds=1"], "--folds must be at least 2, got 1"),
         (["--sigma", "0.5", "0.1"], "--sigma must be one number or LOW HIGH"),
         (["--sigma-max=0.5"], "--sigma-max 0.5 must exceed --sigma"),
         (["--columns", "a"], "--columns needs --data"),
@@ -321,7 +338,7 @@ def test_curve_of_folds(rows):
 
 def test_folds_hold_out_each_row_once():
     x = np.arange(23.0)[:, None]
-    parts = tuning.curve.split(x, 5, seed=1)
+    parts = tuning.split(x, 5, seed=1)
     assert sorted(np.concatenate([held_out[:, 0] for _, held_out in parts])) == list(range(23))
     for training, held_out in parts:
         assert len(training) + len(held_out) == 23

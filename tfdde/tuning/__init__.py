@@ -10,6 +10,14 @@ from tfdde.tuning.curve import (
     ladder_starts,
     overfitting,
     select_sigma,
+    split,
 )
 
-__all__ = ["OverfittingWarning", "SigmaCurve", "ladder_starts", "overfitting", "select_sigma"]
+__all__ = [
+    "OverfittingWarning",
+    "SigmaCurve",
+    "ladder_starts",
+    "overfitting",
+    "select_sigma",
+    "split",
+]
