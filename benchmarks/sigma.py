@@ -37,6 +37,7 @@ ROWS = (100, 1_000, 10_000)
 FEW = 100  # rows that are cross-validated
 GRID = np.geomspace(0.03, 2.0, 40)  # of bandwidths, in standard deviations
 TRIALS, EPOCHS, LOW = 6, 40, 0.05  # of the search; epochs of 50 steps; the lowest sigma
+FEW_TRIALS, FEW_EPOCHS = 4, 32  # where each trial is five trainings
 
 
 def family_of(name, seed):
@@ -92,21 +93,22 @@ def measure(name, count, seed):
 
     # tfdde: one density of all levels, and a search.
     few = count <= FEW
+    trials, epochs = (FEW_TRIALS, FEW_EPOCHS) if few else (TRIALS, EPOCHS)
     cut = count // 5
     train, held_out = (x, None) if few else (x[cut:], x[:cut])
     keras.utils.set_random_seed(seed)
     hp = keras_tuner.HyperParameters()
     densities = Densities(train, LOW, seed=seed)
     if few:
-        curve, trained = densities.curve(x, epochs=EPOCHS, samples=10_000, verbose=0)
+        curve, trained = densities.curve(x, epochs=epochs, verbose=0)
     else:
         dde = densities.build(hp)
-        history = densities.fit(hp, dde, train, validation_data=held_out, epochs=EPOCHS, verbose=0)
+        history = densities.fit(hp, dde, train, validation_data=held_out, epochs=epochs, verbose=0)
         starts = tuning.ladder_starts(train, held_out)
         curve = tuning.select_sigma(dde, held_out, starts=starts, samples=10_000, seed=seed)
         trained = int(np.argmin(history.history["val_loss"])) + 1
     keras.utils.set_random_seed(seed)
-    again = densities.refit(hp, x, trained, epochs=EPOCHS, verbose=0)
+    again = densities.refit(hp, x, trained, epochs=epochs, verbose=0)
     for rule, k in (("curve", curve.best), ("one_standard_error", curve.one_standard_error)):
         found = again.log_partition(x, sigma=curve.sigmas[k])
         s = again.log_density(y, found.sigma, normalized=False).numpy()
@@ -116,17 +118,17 @@ def measure(name, count, seed):
         result[rule]["blurred_truth"] = float(blur.mean())
     with tempfile.TemporaryDirectory() as folder:
         oracle = keras_tuner.oracles.BayesianOptimizationOracle(
-            OBJECTIVE, max_trials=TRIALS, seed=seed + 1, max_consecutive_failed_trials=TRIALS
+            OBJECTIVE, max_trials=trials, seed=seed + 1, max_consecutive_failed_trials=trials
         )
         tuner = LikelihoodTuner(
             oracle,
             Densities(train, (LOW, 1.0), seed=seed),
-            partition={"samples": 10_000},
+            partition={"samples": 5_000 if few else 10_000},
             seed=seed,
             directory=folder,
         )
-        tuner.search(train, validation_data=held_out, epochs=EPOCHS, verbose=0)
-        won = tuner.refit(x, epochs=EPOCHS, verbose=0)
+        tuner.search(train, validation_data=held_out, epochs=epochs, verbose=0)
+        won = tuner.refit(x, epochs=epochs, verbose=0)
     values = won.log_density(y, normalized=False).numpy().astype(np.float64) - won.partition.value
     result["search"] = row_of(values, truth, won.noise.sigma, won.partition.standard_error)
     # The two ways at the level that the search chose.
