@@ -2,6 +2,7 @@
 
     python benchmarks/toys.py density --dataset checkerboard --sigma 0.2
     python benchmarks/toys.py generator --dataset eight_gaussians --sigma 0.1
+    python benchmarks/toys.py generator --dataset rings --sigma 0.2 --sigma-max 0.2
 
 Trains by train/toy.py (further arguments go there) and adds a row to results/toys.json.
 """
@@ -21,7 +22,7 @@ from tfdde import datasets, metrics
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 import toy
 
-SAMPLES = 20_000
+SAMPLES, REPEATS = 20_000, 20
 
 
 def density_row(model, name, sigma):
@@ -36,18 +37,39 @@ def density_row(model, name, sigma):
     return {"kl_nats": values[400], "kl_nats_on_a_coarser_grid": values[300]}
 
 
+def distances(x, others):
+    """Sliced Wasserstein and squared kernel distance (bandwidth 0.5) to each of other samples."""
+    pairs = [
+        (
+            metrics.sliced_wasserstein(x, y, repeats=2).value,
+            metrics.kernel_distance(x, y, bandwidth=0.5).value,
+        )
+        for y in others
+    ]
+    return np.array(pairs)
+
+
 def generator_row(model, name):
-    """Shares in percent with their binomial standard errors."""
+    """Distances to the truth, and shares in percent with their binomial standard errors."""
     x = model.sample(SAMPLES, seed=1).numpy()
     truth = datasets.sample_toy(name, SAMPLES, seed=2)
+    others = [datasets.sample_toy(name, SAMPLES, seed=3 + k) for k in range(REPEATS)]
     row = {"samples": SAMPLES}
+    # What samples of the truth are apart by chance, in pairs of which no two share one.
+    chance = np.concatenate(
+        [distances(a, [b]) for a, b in zip(others[::2], others[1::2], strict=True)]
+    )
+    for k, measure in enumerate(("sliced_wasserstein", "kernel_distance")):
+        found = distances(x, others)[:, k]
+        row[measure] = [found.mean(), found.std(ddof=1)]
+        row[f"true_{measure}"] = [chance[:, k].mean(), chance[:, k].std(ddof=1)]
     if name == "checkerboard":
         share = datasets.inside_checkerboard(x).mean()
         row["inside_percent"] = 100 * share
         row["inside_standard_error"] = 100 * np.sqrt(share * (1 - share) / SAMPLES)
-    if name in ("checkerboard", "eight_gaussians"):
+    if name not in ("two_spirals", "rings"):
         # The squares by their middles, the Gaussians within 4 standard deviations.
-        radius = 4 * np.sqrt(0.125) if name == "eight_gaussians" else np.sqrt(2)
+        radius = np.sqrt(2) if name == "checkerboard" else 4 * datasets.toy_std(name)
         for title, points in (("generated", x), ("true", truth)):
             shares, errors = metrics.mode_shares(points, datasets.toy_modes(name), radius)
             row[f"{title}_mode_percent"] = np.round(100 * shares, 2).tolist()
@@ -64,7 +86,7 @@ def main():
     args, more = parser.parse_known_args()
     only = ["--generator-steps", "0", "--sigma-max", str(args.sigma)]  # one level, as in the paper
     if args.what == "generator":
-        only = ["--preset", "quick", "--steps", "6000", "--generator-steps", "6000"]
+        only = ["--preset", "quick"]
     given = ["--dataset", args.dataset, "--sigma", str(args.sigma), *only, *more]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"
@@ -77,7 +99,7 @@ def main():
         row = density_row(model, args.dataset, args.sigma)
     else:
         row = generator_row(model, args.dataset)
-    name = f"{args.what}, {args.dataset}, sigma {args.sigma:g}"
+    name = " ".join([f"{args.what}, {args.dataset}, sigma {args.sigma:g}", *more])
     record.add("toys", {"name": name, **row, "training": given, "seconds": seconds})
     return 0
 

@@ -53,7 +53,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 LEVELS = {"networks": "conv", "sigma": 0.25, "sigma_max": 4.0, "activation": "silu", "dde_steps": 1}
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {**LEVELS, "batch_size": 128, "steps": 20_000, "generator_steps": 60_000},
-    "quick": {**LEVELS, "batch_size": 64, "steps": 2_400, "generator_steps": 3_600},
+    "quick": {**LEVELS, "batch_size": 32, "steps": 3_600, "generator_steps": 6_000},
     "paper": {
         "networks": "dense",
         "sigma": 0.5,

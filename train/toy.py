@@ -70,13 +70,21 @@ def parse(argv):
     add("--learning-rate", type=number, default=1e-2, help="Adam's for s_p, falling to 0")
     add("--dde-learning-rate", type=number, default=5e-3, help="Adam's for s_q, falling to 0")
     add("--generator-learning-rate", type=number, default=2e-3, help="Adam's for g, likewise")
-    add("--jit", action=argparse.BooleanOptionalAction, default=True, help="compile by XLA")
+    relative = "s_q's network learns s_q - s_p (default: with several levels)"
+    switch, suppress = argparse.BooleanOptionalAction, argparse.SUPPRESS
+    add("--relative", action=switch, default=suppress, help=relative)
+    add("--level-power", type=float, default=1.0, help="levels weigh (sigma / --sigma) to this")
+    add("--ema", type=number, default=0.998, help="momentum of the averages of g's weights")
+    add("--jit", action=switch, default=True, help="compile by XLA")
     add("--devices", nargs="+", metavar="GPU:0", help="devices to share a batch (all GPUs)")
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
     args.output = getattr(args, "output", f"runs/{args.dataset}")
     if args.sigma_max < args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} is below --sigma {args.sigma}")
+    args.relative = getattr(args, "relative", args.sigma_max > args.sigma)
+    if args.ema >= 1:
+        parser.error(f"--ema must be below 1, got {args.ema}")
     if args.generator_steps < 0:
         parser.error(f"--generator-steps must be >= 0, got {args.generator_steps}")
     return args
@@ -118,12 +126,13 @@ def main(argv=None):
             generated_dde=density_of(network, args.seed + 2),
             latent_dim=args.latent_dim,
             dde_steps=args.dde_steps,
-            relative=many,
+            relative=args.relative,
+            level_power=args.level_power,
             seed=args.seed + 3,
         )
         steps = max(1, args.generator_steps)
         generator.compile(
-            runs.adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=0.998),
+            runs.adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=args.ema),
             dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps),
             jit_compile=args.jit,
         )
