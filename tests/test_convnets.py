@@ -171,6 +171,20 @@ def test_learns_images_that_a_gaussian_does_not_know(tmp_path):
     np.testing.assert_array_equal(keras.saving.load_model(path).score(y), ours)
 
 
+def test_compiled_by_xla_it_trains_alike():
+    x = RNG(0).random((24, 9, 9, 1)).astype("float32")
+    weights = []
+    for jit in (False, True):
+        keras.utils.set_random_seed(0)
+        network = convnets.conv_density((9, 9, 1), 4, 1, 8, levels=True)
+        dde = tfdde.DDE(network, tfdde.LogUniform(0.3, 2.0), time_weight=0.0, seed=1)
+        dde.compile(keras.optimizers.SGD(0.1), jit_compile=jit)
+        dde.fit(x, batch_size=8, epochs=1, verbose=0)
+        weights.append(network.get_weights())
+    for v, w in zip(*weights, strict=True):
+        np.testing.assert_allclose(v, w, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
