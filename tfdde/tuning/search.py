@@ -168,8 +168,10 @@ class LikelihoodTuner(keras_tuner.Tuner):
                         model.save(beside)
                 return values
 
-            hp = trial.hyperparameters
-            found.append(self.hypermodel.follow(hp, part[0], epochs, read, verbose))
+            strategy = self.distribution_strategy
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                given = trial.hyperparameters, part[0], epochs
+                found.append(self.hypermodel.follow(*given, read, verbose))
         results = {}
         for stop in found[0]:
             held_out, training, partitions = zip(*(each[stop] for each in found), strict=True)
@@ -180,8 +182,9 @@ class LikelihoodTuner(keras_tuner.Tuner):
                 result = {"log_likelihood": mean, "standard_error": error, "trained": stop}
                 results[stop] = result, values, np.concatenate(training)
         if not results:
+            untrusted = next(z for z in partitions if not z.trusted)
             raise keras_tuner.errors.FailedTrialError(
-                f"log Z can't be trusted in one fold or more: {partitions[0]}"
+                f"log Z can't be trusted in a fold: {untrusted}"
             )
         best = max(results, key=lambda stop: results[stop][0]["log_likelihood"])
         for stop in found[0]:
