@@ -32,34 +32,20 @@ NEIGHBOURS = 5_000  # rows of precision, recall, density, coverage
 
 
 def features_of(classifier):
-    """Features before the last dropout, and logits, of images."""
+    """A function of images: the features before the last dropout."""
     x = keras.Input(classifier.input_shape[1:])
     h, outputs = x, []
     for layer in classifier.layers:
         h = layer(h)
         outputs.append(h)
-    model = keras.Model(x, [outputs[-3], outputs[-1]])
+    model = keras.Model(x, outputs[-3])
     return lambda images: model.predict(images, batch_size=500, verbose=0)
-
-
-def classifier_of(data, path):
-    if path and path.exists():
-        classifier = keras.saving.load_model(path)
-    else:
-        keras.utils.set_random_seed(0)
-        classifier, _ = mnist_digits.train_classifier(data)
-        if path:
-            classifier.save(path)
-    accuracy = classifier.evaluate(data.x_test, data.y_test, verbose=0)[1]
-    if accuracy < 0.99:
-        raise SystemExit(f"error: the classifier's test accuracy is {accuracy}, below 0.99")
-    return classifier, accuracy
 
 
 def quality(images, data, classifier):
     """All measures of generated images, each with its error."""
     features = features_of(classifier)
-    real, made = features(data.x_test)[0], features(images)[0]
+    real, made = features(data.x_test), features(images)
     few_real, few_made = real[:NEIGHBOURS], made[:NEIGHBOURS]
     measured = {
         "frechet": metrics.frechet_distance(made, real, repeats=20),
@@ -71,13 +57,13 @@ def quality(images, data, classifier):
     }
     row = {name: [m.value, m.standard_error] for name, m in measured.items()}
     # Memorised images would be nearer to the training set than test images are.
-    known = features(data.x_train[:20_000])[0]
+    known = features(data.x_train[:20_000])
     for name, rows in (("made", few_made), ("test", few_real)):
         row[f"nearest_{name}"] = float(np.median(metrics.nearest_distances(rows, known)))
     return row | mnist_digits.count(classifier, images)
 
 
-def train_tfdde(args, more, data):
+def train_tfdde(args, more):
     """Samples of train/mnist.py's generator."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
     import mnist
@@ -114,7 +100,7 @@ def main():
     data = datasets.load_mnist(args.data_dir)
     if args.method == "tfdde":
         more = [*more, "--seed", str(args.seed)]
-        sample, seconds, parameters = train_tfdde(args, more, data)
+        sample, seconds, parameters = train_tfdde(args, more)
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     else:
@@ -126,7 +112,7 @@ def main():
     sample(TIMED)
     took = time.time() - start
     images = sample(SAMPLES)
-    classifier, accuracy = classifier_of(data, args.classifier)
+    classifier, accuracy = mnist_digits.classifier_of(data, args.classifier)
     row = {
         "name": f"{args.name or args.method}, seed {args.seed}",
         "seconds": round(seconds),

@@ -51,6 +51,21 @@ def train_classifier(data):
     return model, model.evaluate(data.x_test, data.y_test, verbose=0)[1]
 
 
+def classifier_of(data, path=None):
+    """The classifier kept at ``path``, or a new one; with its test accuracy, at least 99 %."""
+    if path and path.exists():
+        classifier = keras.saving.load_model(path)
+        accuracy = classifier.evaluate(data.x_test, data.y_test, verbose=0)[1]
+    else:
+        keras.utils.set_random_seed(0)
+        classifier, accuracy = train_classifier(data)
+        if path:
+            classifier.save(path)
+    if accuracy < 0.99:
+        raise SystemExit(f"error: the classifier's test accuracy is {accuracy}, below 0.99")
+    return classifier, accuracy
+
+
 def count(classifier, images):
     """Percent of each digit and of sure predictions, with binomial standard errors."""
     logits = classifier.predict(images, batch_size=500, verbose=0)
@@ -77,17 +92,7 @@ def main():
     parser.add_argument("--classifier", type=Path, help="where to keep the classifier")
     args = parser.parse_args()
     data = datasets.load_mnist(args.data_dir)
-    if args.classifier and args.classifier.exists():
-        classifier = keras.saving.load_model(args.classifier)
-        accuracy = classifier.evaluate(data.x_test, data.y_test, verbose=0)[1]
-    else:
-        keras.utils.set_random_seed(0)
-        classifier, accuracy = train_classifier(data)
-        if args.classifier:
-            classifier.save(args.classifier)
-    if accuracy < 0.99:
-        print(f"error: the classifier's test accuracy is {accuracy}, below 0.99", file=sys.stderr)
-        return 1
+    classifier, accuracy = classifier_of(data, args.classifier)
     row = {"test_accuracy": accuracy, "samples": len(data.x_test)}
     record.add("mnist_digits", {"name": "test digits", **row, **count(classifier, data.x_test)})
     for run in args.runs:

@@ -62,12 +62,12 @@ class First(keras.layers.Layer):
         return tuple(input_shape[0])
 
 
-def _check_image(shape: Any, name: str) -> tuple[int, int, int]:
+def _check_image(shape: Any) -> tuple[int, int, int]:
     try:
-        height, width, channels = (check_integer(n, name) for n in shape)
+        height, width, channels = (check_integer(n, "image_shape") for n in shape)
     except (TypeError, ValueError):
         raise ValueError(
-            f"`{name}` must be (height, width, channels) of positive integers, got {shape!r}."
+            f"`image_shape` must be (height, width, channels) of positive integers, got {shape!r}."
         ) from None
     return height, width, channels
 
@@ -124,7 +124,7 @@ def conv_density(
     Raises:
         ValueError: a shape or size is not a positive integer.
     """
-    shape = _check_image(image_shape, "image_shape")
+    shape = _check_image(image_shape)
     width, depth = check_integer(width, "width"), check_integer(depth, "depth")
     units, conditions = check_integer(units, "units"), check_integer(conditions, "conditions", 0)
     layers = keras.layers
@@ -180,7 +180,7 @@ def conv_generator(
     Raises:
         ValueError: a shape or size is not a positive integer.
     """
-    shape = _check_image(image_shape, "image_shape")
+    shape = _check_image(image_shape)
     width, depth = check_integer(width, "width"), check_integer(depth, "depth", 0)
     conditions = check_integer(conditions, "conditions", 0)
     layers = keras.layers

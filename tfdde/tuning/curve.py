@@ -212,11 +212,9 @@ def mean_curve(curves: Sequence[SigmaCurve], rows: Sequence[int]) -> SigmaCurve:
         Means weighted by rows, their errors in quadrature; of log Z at each level the least
         certain.
     """
-    shares = np.array(rows)[:, None] / np.sum(rows)
-    means = np.sum([share * c.log_likelihood for share, c in zip(shares, curves, strict=True)], 0)
-    errors = np.linalg.norm(
-        [share * c.standard_error for share, c in zip(shares, curves, strict=True)], axis=0
-    )
+    means = np.average([c.log_likelihood for c in curves], axis=0, weights=rows)
+    weighted = [count * c.standard_error for c, count in zip(curves, rows, strict=True)]
+    errors = np.linalg.norm(weighted, axis=0) / np.sum(rows)
     levels = zip(*(c.partitions for c in curves), strict=True)
     found = tuple(max(level, key=lambda z: (not z.trusted, z.standard_error)) for level in levels)
     return SigmaCurve(curves[0].sigmas, means, errors, found, *_choose(found, means, errors))
