@@ -1,6 +1,6 @@
 """Denoising density estimators in TensorFlow/Keras: a log-density and a sampler from data."""
 
-from tfdde import datasets, losses, metrics, networks, recipes, starts, tuning
+from tfdde import convnets, datasets, losses, metrics, networks, recipes, starts, tuning
 from tfdde.base import GaussianBase
 from tfdde.callbacks import Checkpoint, DivergedError
 from tfdde.conditions import LogPartitions
@@ -24,6 +24,7 @@ __all__ = [
     "LogPartitions",
     "LogUniform",
     "UnnormalizedWarning",
+    "convnets",
     "datasets",
     "losses",
     "metrics",
