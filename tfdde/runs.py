@@ -219,9 +219,14 @@ def strategy_for(devices: Sequence[str] | None) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def adam(learning_rate: float, steps: int, **kwargs: Any) -> keras.optimizers.Adam:
-    """Adam for networks that follow one another, its rate falling to 0 in ``steps`` steps."""
-    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power=0.5)
+def adam(
+    learning_rate: float, steps: int, power: float = 0.5, **kwargs: Any
+) -> keras.optimizers.Adam:
+    """Adam for networks that follow one another.
+
+    Its rate falls to 0 in ``steps`` steps, by the share of them that is left to ``power``.
+    """
+    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power)
     # Little momentum: what s_q and g follow is moving.
     return keras.optimizers.Adam(schedule, beta_1=0.5, beta_2=0.99, **kwargs)
 

@@ -23,18 +23,24 @@ from tfdde import datasets, metrics, networks, plots, runs
 # The defaults by --preset; an option given on the command line wins.
 PRESETS = {
     "paper": {
+        "width": 32,
+        "depth": 25,
         "generator_width": 32,
         "generator_depth": 25,
+        "batch_size": 2_048,
         "dde_steps": 10,
         "steps": 6_000,
         "generator_steps": 6_000,
     },
     "quick": {
+        "width": 64,
+        "depth": 8,
         "generator_width": 128,
         "generator_depth": 4,
-        "dde_steps": 3,
-        "steps": 3_000,
-        "generator_steps": 4_000,
+        "batch_size": 1_024,
+        "dde_steps": 1,
+        "steps": 12_000,
+        "generator_steps": 20_000,
     },
 }
 EPOCH = 500  # steps between two lines of the log, and two checkpoints
@@ -56,19 +62,19 @@ def parse(argv):
     add("--output", help="folder of this run (default: runs/DATASET)", default=argparse.SUPPRESS)
     add("--resume", action="store_true", help="continue the run in --output")
     add("--seed", type=int, default=0, help="of weights, points, noise and latents")
-    add("--width", type=count, default=32, help="units of a layer of the density")
-    add("--depth", type=count, default=25, help="residual layers of the density")
+    add("--width", type=count, help="units of a layer of the density")
+    add("--depth", type=count, help="residual layers of the density")
     add("--generator-width", type=count, help="units of a layer of the generator")
     add("--generator-depth", type=count, help="residual layers of the generator")
     add("--sigma", type=number, default=0.2, help="noise level, in units of the points")
     add("--sigma-max", type=number, default=2.0, help="highest level; equal to --sigma: only one")
     add("--latent-dim", type=count, default=2, help="dimensions of z")
-    add("--batch-size", type=count, default=2048, help="noisy points a step, two to a data point")
+    add("--batch-size", type=count, help="noisy points a step, two to a data point")
     add("--dde-steps", type=count, help="updates of s_q for one of the generator")
     add("--steps", type=count, help="steps of the density")
     add("--generator-steps", type=int, help="steps of the generator; 0: the density alone")
     add("--learning-rate", type=number, default=1e-2, help="Adam's for s_p, falling to 0")
-    add("--dde-learning-rate", type=number, default=5e-3, help="Adam's for s_q, falling to 0")
+    add("--dde-learning-rate", type=number, default=4e-3, help="Adam's for s_q, falling to 0")
     add("--generator-learning-rate", type=number, default=2e-3, help="Adam's for g, likewise")
     relative = "s_q's network learns s_q - s_p (default: with several levels)"
     switch, suppress = argparse.BooleanOptionalAction, argparse.SUPPRESS
@@ -132,8 +138,10 @@ def main(argv=None):
         )
         steps = max(1, args.generator_steps)
         generator.compile(
-            runs.adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=args.ema),
-            dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps),
+            runs.adam(
+                args.generator_learning_rate, steps, 1.0, use_ema=True, ema_momentum=args.ema
+            ),
+            dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps, 1.0),
             jit_compile=args.jit,
         )
 
