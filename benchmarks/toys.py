@@ -2,12 +2,15 @@
 
     python benchmarks/toys.py density --dataset checkerboard --sigma 0.2
     python benchmarks/toys.py generator --dataset eight_gaussians --sigma 0.1
-    python benchmarks/toys.py generator --dataset rings --sigma 0.2 --sigma-max 0.2
+    python benchmarks/toys.py generator --dataset rings --sigma 0.2 --preset paper --sigma-max 0.2
+    python benchmarks/toys.py table
 
-Trains by train/toy.py (further arguments go there) and adds a row to results/toys.json.
+Trains by train/toy.py (further arguments go there) and adds a row to results/toys.json; `table`
+prints those of generators, as Markdown.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -77,16 +80,43 @@ def generator_row(model, name):
     return row
 
 
+def table(rows):
+    """Distances to the truth, and in parentheses what samples of the truth are apart by chance."""
+    lines = [
+        "| | sliced Wasserstein | kernel | inside, % | shares, % | minutes |",
+        "|---" * 6 + "|",
+    ]
+    for row in rows:
+        if "sliced_wasserstein" not in row:
+            continue
+        cells = [
+            f"{row[m][0]:.{n}f} ± {row[m][1]:.{n}f} ({row['true_' + m][0]:.{n}f} ± "
+            f"{row['true_' + m][1]:.{n}f})"
+            for m, n in (("sliced_wasserstein", 3), ("kernel_distance", 5))
+        ]
+        inside = "inside_percent" in row
+        cells.append(f"{row['inside_percent']:.1f}" if inside else "")
+        shares = row.get("generated_mode_percent")
+        cells.append(f"{min(shares):.1f} – {max(shares):.1f}" if shares else "")
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['seconds'] / 60:.0f} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("density", "generator"))
-    parser.add_argument("--dataset", choices=datasets.TOYS, required=True)
-    parser.add_argument("--sigma", type=float, required=True)
+    parser.add_argument("what", choices=("density", "generator", "table"))
+    parser.add_argument("--dataset", choices=datasets.TOYS)
+    parser.add_argument("--sigma", type=float)
     parser.add_argument("--output", help="keep the run in this folder")
     args, more = parser.parse_known_args()
+    if args.what == "table":
+        print(table(json.loads((record.RESULTS / "toys.json").read_text())))
+        return 0
+    if args.dataset is None or args.sigma is None:
+        parser.error("--dataset and --sigma are required")
     only = ["--generator-steps", "0", "--sigma-max", str(args.sigma)]  # one level, as in the paper
     if args.what == "generator":
-        only = ["--preset", "quick"]
+        only = [] if "--preset" in more else ["--preset", "quick"]
     given = ["--dataset", args.dataset, "--sigma", str(args.sigma), *only, *more]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"
