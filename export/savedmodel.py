@@ -3,7 +3,7 @@
     python export/savedmodel.py runs/mnist
     python export/savedmodel.py runs/mnist --output /models/mnist
 
-Signatures: log_density, score, decode, sample; see tfdde/serving.py.
+Signatures: log_density, score, decode, sample, sample_rows; see tfdde/serving.py.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from tfdde import serving
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Export the models of a run folder as a SavedModel with the signatures "
-        "log_density (the default), score and, with a generator, decode and sample; load it "
-        "again and compare it with Keras.",
+        "log_density (the default), score and, with a generator, decode, sample and sample_rows; "
+        "load it again and compare it with Keras. With tensorflow-serving-api (pip install "
+        "'tfdde[serving]') it has warm-up requests.",
         epilog="Exit code: 0; 1 if the artifact disagrees with Keras (it is not kept); 2 if "
         "there is nothing to export.",
     )

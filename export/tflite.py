@@ -2,15 +2,18 @@
 
     python export/tflite.py runs/mnist
     python export/tflite.py runs/mnist --output mnist.tflite
+    python export/tflite.py runs/mnist --float16
+    python export/tflite.py runs/mnist --batch-size 64 --output browser.tflite
 
 Signatures: log_density, score, decode, sample; see tfdde/serving.py.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from tfdde import serving
+from tfdde import runs, serving
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,11 +31,25 @@ def main(argv: list[str] | None = None) -> int:
         "--output",
         metavar="FILE",
         type=Path,
-        help="file to write, with its description in FILE.json (default: RUN/model.tflite)",
+        help="file to write, with its description in FILE.json and FILE.md "
+        "(default: RUN/model.tflite)",
+    )
+    parser.add_argument(
+        "--float16",
+        action="store_true",
+        help="round the weights to float16, for half the size; refused if a signature is then off "
+        f"by more than {serving.FLOAT16_BOUND:g} of its largest value",
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=runs.positive_int,
+        help="rows of every call, as browsers need it fixed (default: any number)",
     )
     args = parser.parse_args(argv)
     output = args.output or args.run / "model.tflite"
-    return serving.export_run(serving.export_tflite, args.run, output)
+    export = partial(serving.export_tflite, float16=args.float16, batch_size=args.batch_size)
+    return serving.export_run(export, args.run, output)
 
 
 if __name__ == "__main__":

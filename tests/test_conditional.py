@@ -384,7 +384,7 @@ def exported(folder, density, generator=None):
         (output,) = runner(name)(**inputs).values()
         return output
 
-    files = saved / "assets.extra" / "tfdde.json", lite.with_name("model.tflite.json")
+    files = saved / "assets.extra" / "metadata.json", lite.with_name("model.tflite.json")
     return [of_saved, of_lite], [json.loads(path.read_text()) for path in files]
 
 
@@ -418,6 +418,13 @@ def test_export_of_an_unnormalised_density_and_a_sampler(tmp_path):
         np.testing.assert_allclose(call("decode", z=z, condition=c), model.decode(z, c), atol=1e-5)
     got = saved("sample", num=np.int32(7), seed=np.int64(5), condition=c)
     np.testing.assert_allclose(got, model.sample(7, seed=5, conditions=c), atol=1e-5)
+    strange = c.copy()
+    strange[2] = np.nan
+    got = saved("sample_rows", seed=np.arange(7), condition=strange)
+    np.testing.assert_array_equal(np.isnan(got).any(axis=1), np.arange(7) == 2)
+    for i in (0, 1, 3, 4, 5, 6):
+        row = model.sample(1, seed=i, conditions=c[i : i + 1])[0]
+        np.testing.assert_allclose(got[i], row, atol=1e-5)
     assert lite("sample", num=np.int32(7), seed=np.int32(5), condition=c).shape == (7, 2)
     assert [about["normalized"] for about in files] == [False, False]
     with pytest.raises(ValueError, match="`generator` must take conditions of 0 entries.*got 2"):
