@@ -1,0 +1,248 @@
+"""One artifact in other people's runtimes, and the requests of docs/serving.md."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdde
+from tfdde import networks, serving
+
+ROOT = Path(__file__).parent.parent
+X = np.float32([[0.1, 0.2], [1.5, -0.3], [30, 40]])
+Z = np.float32([[0.0, 0.5, -1.0], [2, 0, 1]])
+SEEDS = [7, 2**31 - 1, 7]
+SIGNATURES = {"serving_default", "log_density", "score", "decode", "sample", "sample_rows"}
+BODIES = [
+    json.loads(text)
+    for text in re.findall(r"```json\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.S)
+]
+ROWS = [body for body in BODIES if "instances" in body]
+V2 = [body for body in BODIES if "datatype" in json.dumps(body)]
+COLUMNS = [body for body in BODIES if body not in ROWS and body not in V2]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A normalised density of columns of different scales, and a generator of the same shape."""
+    keras.utils.set_random_seed(1)
+    layer = keras.layers.Normalization()
+    layer.adapt(np.float32([[2, 1], [4, 50]]))
+    network = networks.residual_mlp(2, width=16, depth=2)
+    density = tfdde.DDE(network, tfdde.Constant(0.2), normalization=layer)
+    density.partition = tfdde.LogPartition(2.0, 0.05, 1.9, 2.1, 900.0, "importance", 0.2)
+    p, q = (tfdde.DDE(networks.residual_mlp(2, width=4, depth=1)) for _ in range(2))
+    decoder = networks.residual_mlp(3, width=16, depth=2, output_shape=2)
+    return density, tfdde.Generator(decoder, p, q, latent_dim=3)
+
+
+@pytest.fixture(scope="module")
+def artifacts(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifacts")
+    saved, _ = serving.export_savedmodel(folder / "savedmodel", *models)
+    lite, _ = serving.export_tflite(folder / "model.tflite", *models)
+    return saved, lite
+
+
+@pytest.fixture(scope="module")
+def expected(models):
+    """What a signature must return for its inputs, by Keras."""
+    density, generator = models
+
+    def of(name, x=None, z=None, num=None, seed=None):
+        if name == "score":
+            return density.score(np.float32(x)).numpy()
+        if name == "decode":
+            return generator.decode(np.float32(z)).numpy()
+        if name == "sample":
+            return generator.sample(int(num), seed=int(seed)).numpy()
+        if name == "sample_rows":
+            seeds = np.asarray(seed).tolist()
+            return np.concatenate([generator.sample(1, seed=s) for s in seeds])
+        return density.log_density(np.float32(x), normalized=True).numpy()
+
+    return of
+
+
+def assert_close(got, want):
+    assert np.shape(got) == want.shape and want.size
+    np.testing.assert_allclose(got, want, rtol=0, atol=5e-6 * np.abs(want).max())
+
+
+def run(command, text=""):
+    done = subprocess.run(
+        list(map(str, command)), input=text, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def tool(name):
+    """A program that a package of this environment installed."""
+    path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), *sys.path]))
+    return path or pytest.skip(f"no {name}")
+
+
+def test_saved_model_cli(artifacts, expected, tmp_path):
+    command, saved = tool("saved_model_cli"), artifacts[0]
+    shown = run([command, "show", "--dir", saved, "--tag_set", "serve"])
+    assert set(re.findall(r'SignatureDef key: "(\w+)"', shown)) >= SIGNATURES
+    np.save(tmp_path / "x.npy", X)
+    options = ["--tag_set", "serve", "--signature_def", "score", "--outdir", tmp_path]
+    run([command, "run", "--dir", saved, *options, "--inputs", f"x={tmp_path / 'x.npy'}"])
+    assert_close(np.load(tmp_path / "score.npy"), expected("score", x=X))
+
+
+def test_c_program(artifacts, expected, tmp_path):
+    gcc = shutil.which("gcc") or pytest.skip("no gcc")
+    wheel = Path(tf.__file__).parent
+    libraries = ["-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2"]
+    place = [f"-I{wheel / 'include'}", f"-L{wheel}", *libraries, f"-Wl,-rpath,{wheel}"]
+    program = tmp_path / "run"
+    run([gcc, "-Wall", "-Wextra", "-Werror", ROOT / "examples/c/run.c", "-o", program, *place])
+    for name, inputs in (
+        ("log_density", {"x": X}),
+        ("score", {"x": X}),
+        ("sample_rows", {"seed": np.int64(SEEDS)}),
+    ):
+        (value,) = inputs.values()
+        text = "\n".join(map(str, value.ravel().tolist()))
+        got = np.array(run([program, artifacts[0], name], text).split(), np.float64)
+        want = expected(name, **inputs)
+        assert_close(got.reshape(want.shape), want)
+    failed = subprocess.run([program, artifacts[0], "no"], capture_output=True, text=True)
+    assert failed.returncode == 1 and "error: no: not in this SavedModel" in failed.stderr
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_openvino(artifacts, expected, batch):
+    openvino = pytest.importorskip("openvino")
+    core, saved = openvino.Core(), artifacts[0]
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = core.compile_model(core.read_model(saved), "CPU", exact)
+    if batch == 0:
+        assert model(X[:0])["log_density"].shape == (0,)
+        return
+    assert_close(model(X[:batch])["log_density"], expected("log_density", x=X[:batch]))
+    model = core.compile_model(core.read_model(artifacts[1]), "CPU", exact)
+    assert_close(model(Z[:batch])[0], expected("decode", z=Z[:batch]))
+
+
+def test_openvino_reads_the_density_of_a_file_without_a_generator(models, expected, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    lite, _ = serving.export_tflite(tmp_path / "density.tflite", models[0])
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(lite, "CPU", exact)
+    assert_close(model(X)[0], expected("log_density", x=X))
+
+
+@contextlib.contextmanager
+def mlserver(folder):
+    """An MLServer of this folder on a free port of this machine; its address."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    names = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
+    settings = {f"MLSERVER_{name}": str(port) for name, port in zip(names, ports, strict=True)}
+    settings |= {"MLSERVER_HOST": "127.0.0.1", "MLSERVER_PARALLEL_WORKERS": "0"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [tool("mlserver"), "start", str(folder)],
+            cwd=folder,
+            env=os.environ | settings,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # so that whatever it starts ends with it
+        )
+    try:
+        address = f"http://127.0.0.1:{ports[0]}"
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/v2/models/density/ready", timeout=5).close()
+                break
+            assert process.poll() is None and time.monotonic() < deadline, (
+                folder / "log"
+            ).read_text()[-2000:]
+            time.sleep(0.2)
+        yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_mlserver_answers_the_requests_of_the_documentation(artifacts, expected, tmp_path):
+    pytest.importorskip("mlserver")
+    shutil.copytree(ROOT / "examples/mlserver", tmp_path / "server")
+    (tmp_path / "server/savedmodel").symlink_to(artifacts[0])
+    tried = set()
+    with mlserver(tmp_path / "server") as address:
+        for body in V2:
+            request = urllib.request.Request(
+                f"{address}/v2/models/density/infer",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as response:
+                (output,) = json.load(response)["outputs"]
+            name = body.get("parameters", {}).get("signature", "serving_default")
+            given = {x["name"]: np.reshape(x["data"], x["shape"]) for x in body["inputs"]}
+            assert_close(np.reshape(output["data"], output["shape"]), expected(name, **given))
+            tried.add(name)
+    assert tried == SIGNATURES
+
+
+def predict(signatures, body):
+    """A REST request by the rules of TensorFlow Serving: the signature, its inputs and answer."""
+    name = body.get("signature_name", "serving_default")
+    specs = signatures[name].structured_input_signature[1]
+    given = body.get("instances", body.get("inputs"))
+    if "instances" in body:
+        if isinstance(given[0], dict):
+            given = {key: [row[key] for row in given] for key in given[0]}
+        assert all(spec.shape.rank for spec in specs.values())
+    if not isinstance(given, dict):
+        (only,) = specs
+        given = {only: given}
+    tensors = {key: tf.constant(value, specs[key].dtype) for key, value in given.items()}
+    (output,) = signatures[name](**tensors).values()
+    return name, given, output.numpy()
+
+
+@pytest.mark.parametrize(
+    ("bodies", "names"),
+    [(ROWS, SIGNATURES - {"sample"}), (COLUMNS, SIGNATURES)],
+    ids=["rows", "columns"],
+)
+def test_rest_requests_of_the_documentation(artifacts, expected, bodies, names):
+    loaded = tf.saved_model.load(str(artifacts[0]))
+    tried = set()
+    for body in bodies:
+        assert set(body) <= {"signature_name", "instances", "inputs"}
+        name, given, output = predict(loaded.signatures, body)
+        assert_close(output, expected(name, **given))
+        tried.add(name)
+    assert tried == names
+
+
+def test_documentation_has_the_bound_and_files_there_are():
+    text = (ROOT / "docs/serving.md").read_text()
+    assert f"more than {serving.FLOAT16_BOUND:.0%}".replace("%", " %") in text
+    for path in re.findall(r"`?((?:examples|export)/[\w./]+)", text):
+        assert (ROOT / path).exists() or path == "examples/mlserver/savedmodel"
