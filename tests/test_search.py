@@ -221,6 +221,9 @@ def test_script_from_a_toy_to_an_export(script, tmp_path, capsys):
     dde = keras.models.load_model(tmp_path / "density.keras")
     assert dde.normalized
     assert not serving.export_run(serving.export_savedmodel, tmp_path, tmp_path / "served")
+    about = json.loads((tmp_path / "served/1/assets.extra/metadata.json").read_text())
+    for name in ("log_likelihood", "standard_error"):
+        assert about["held_out"][name] == result[name]
     assert script.main(arguments) == 2
     assert "add --resume" in capsys.readouterr().err
     assert script.main([*arguments, "--resume"]) == 0  # only the last training is left

@@ -193,7 +193,7 @@ def test_model_card_of_an_unknown_run(exported):
         assert f"σ = {density.noise.sigma:.6g}" in card and tf.__version__ in card
         assert f"| sample | num int32[], {seeds} | x float32[rows, {density.data_shape[0]}" in card
         assert "UNNORMALISED" in card and "Held-out log-likelihood: not measured." in card
-        assert "Training rows: unknown." in card
+        assert "Checksum of the data: unknown." in card
     card = (saved / "assets.extra" / "model_card.md").read_text("utf-8")
     assert f"score {saved_errors['score']:.1e}" in card
 

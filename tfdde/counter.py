@@ -29,14 +29,15 @@ def counter_normal(num: tf.Tensor, dim: int, seed: tf.Tensor) -> tf.Tensor:
     counter = tf.range(num * (2 * dim))
     # Two keyed rounds: with one, close seeds would draw the same words in another order.
     word = tf.reshape(_hash(_hash(counter ^ key1) ^ key2), (-1, 2))
-    # 31 bits to (0, 1): the half keeps the logarithm finite.  In two parts, as 2**-31 would be 0
-    # in files of float16, which have all constants so.
+    # 31 bits to (0, 1): the half keeps the logarithm finite.  In two parts, as is 2 pi, since
+    # files of float16 have all constants so, where 2**-31 would be 0 and 2 pi is 6.28125.
     high = _shift(word, 16)
     low = _shift(word, 1) - high * 2**15
     low_part = (tf.cast(low, tf.float32) + 0.5) * 2.0**-15
     uniform = (tf.cast(high, tf.float32) + low_part) * 2.0**-16
     radius = tf.sqrt(-2.0 * tf.math.log(uniform[:, 0]))
-    return tf.reshape(radius * tf.cos(2.0 * math.pi * uniform[:, 1]), (-1, dim))
+    angle = 6.28125 * uniform[:, 1] + (2.0 * math.pi - 6.28125) * uniform[:, 1]
+    return tf.reshape(radius * tf.cos(angle), (-1, dim))
 
 
 def _hash(x: tf.Tensor) -> tf.Tensor:

@@ -44,7 +44,7 @@ def facts(
     config, result = (_read(run, name) for name in ("config.json", "result.json"))
     checksum = config.get("arguments", {}).get("checksum")
     log_z = density.partitions if density.condition_dim else density.partition
-    log_partition = log_z and json.loads(json.dumps(log_z.get_config()))  # tuples become lists
+    log_partition = log_z and _as_json(log_z.get_config())
     held_out = None
     this_one = density.normalized and result.get("log_partition") == log_partition
     if this_one and "log_likelihood" in result:
@@ -119,7 +119,7 @@ def card(about: Mapping[str, Any]) -> str:
         "",
         "## Origin",
         "",
-        f"- Training rows: {about['data_hash'] or 'unknown'}.",
+        f"- Checksum of the data: {about['data_hash'] or 'unknown'}.",
         f"- Training: {_training(about['training'])}.",
         *([f"- Weights: {about['weights']}."] if "weights" in about else []),
         f"- Exported by {', '.join(' '.join(pair) for pair in about['versions'].items())}.",
@@ -139,6 +139,11 @@ def card(about: Mapping[str, Any]) -> str:
 def text(about: Mapping[str, Any]) -> str:
     """The facts as text of ``metadata.json``."""
     return json.dumps(about, indent=2) + "\n"
+
+
+def _as_json(value: Any) -> Any:
+    """The value as JSON holds it: tuples become lists, and what is not finite null."""
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 def _read(run: str | os.PathLike | None, name: str) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def _log_z(about: Mapping[str, Any]) -> list[str]:
         ]
     if "estimates" in log_z:
         pairs = zip(log_z["conditions"], log_z["estimates"], strict=True)
-        texts = [f"{_estimate(each)} at the condition {condition}" for condition, each in pairs]
+        texts = [f"At the condition {condition}: {_estimate(each)}" for condition, each in pairs]
         return [*texts, "At any other condition there is no log Z, and log-densities are NaN."]
     return [_estimate(log_z)]
 
@@ -186,7 +191,7 @@ def _log_z(about: Mapping[str, Any]) -> list[str]:
 def _estimate(log_z: Mapping[str, Any]) -> str:
     return (
         f"Normalised: log Z = {log_z['value']:.4f} ± {log_z['standard_error']:.4f} nats "
-        f"(95 %: {log_z['lower']:.4f} to {log_z['upper']:.4f}; {log_z['method']})"
+        f"(95 %: {log_z['lower']:.4f} to {log_z['upper']:.4f}; {log_z['method']})."
     )
 
 
@@ -209,4 +214,4 @@ def _errors(errors: Errors) -> str:
 def _training(config: Mapping[str, Any] | None) -> str:
     if config is None:
         return "unknown"
-    return f"`{' '.join(config['command'])}`, started {config['started']}"
+    return f"`{' '.join(config.get('command', []))}`, started {config.get('started')}"
