@@ -79,8 +79,14 @@ def check_varying(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
             )
 
 
-def _chosen(columns: Sequence[str] | None, names: list[str], path: Path) -> list[int]:
-    """Positions in ``names`` of the columns asked for."""
+def chosen_columns(
+    columns: Sequence[str] | None, names: Sequence[str], path: str | os.PathLike
+) -> list[int]:
+    """Positions in ``names``, those of the file ``path``, of the columns asked for; all if None.
+
+    Raises:
+        ValueError: a name is given twice, unknown or empty.
+    """
     position = {name: i for i, name in enumerate(names)}
     twice = next((name for i, name in enumerate(names) if position[name] != i), None)
     if twice is not None:
@@ -112,7 +118,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
+def csv_names(path: Path) -> list[str]:
+    """The names of the columns in the first line of a CSV file; ValueError if there are none."""
     pd = import_pandas()
     with reading(path):
         first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
@@ -123,7 +130,13 @@ def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]
             f"The first line of {str(path)!r} must hold the names of the columns, got the numbers "
             f"{', '.join(names[:5])}."
         )
-    chosen = _chosen(columns, names, path)
+    return names
+
+
+def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
+    pd = import_pandas()
+    names = csv_names(path)
+    chosen = chosen_columns(columns, names, path)
     with reading(path), warnings.catch_warnings():
         # A row longer than the header is an error, not an index nor cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -140,7 +153,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[
     with reading(path):
         names = list(pyarrow.parquet.read_schema(path).names)
     names = [name for name in names if not name.startswith("__index_level_")]  # added by pandas
-    chosen = [names[i] for i in _chosen(columns, names, path)]
+    chosen = [names[i] for i in chosen_columns(columns, names, path)]
     with reading(path):
         # The path itself, not a data set of which it may be a part: partitioning=None.
         table = pyarrow.parquet.read_table(path, columns=chosen, partitioning=None)
@@ -180,7 +193,7 @@ def _read_numpy(path: Path, columns: Sequence[str] | None) -> tuple[np.ndarray, 
                 f"{array.dtype}"
             )
     names = [str(i) for i in range(array.shape[1])]
-    chosen = _chosen(columns, names, path)
+    chosen = chosen_columns(columns, names, path)
     with np.errstate(over="ignore"):
         return array[:, chosen].astype(np.float32), [names[i] for i in chosen]
 
