@@ -53,6 +53,7 @@ class Scorer:
         condition_dim: entries of a condition, 0 if the model takes none.
         name: ``log_density``, or ``unnormalized_log_density`` unless the model is known to have
             a trusted log Z.
+        shape: of a row as the model takes it.
         files: those of the model.
 
     Raises:
@@ -62,17 +63,11 @@ class Scorer:
 
     def __init__(self, model: str | os.PathLike, batch_rows: int | None = None):
         path = _model_folder(Path(model))
-        keras_file = path / "density.keras"
-        if keras_file.exists():
-            self.files = [keras_file]
+        if (path / "density.keras").exists():
             known = self._load_keras(path)
         else:
-            self.files = sorted([path / "saved_model.pb", *(path / "variables").glob("*")])
             known = self._load_saved(path)
         self.name = "log_density" if known else "unnormalized_log_density"
-        inputs = self._function.structured_input_signature[1]
-        self.shape = tuple(inputs["x"].shape[1:])
-        self.condition_dim = inputs["condition"].shape[1] if "condition" in inputs else 0
         self.width = int(np.prod(self.shape))
         entries = self.width + self.condition_dim
         default = min(max(BATCH_VALUES // entries, 1), BATCH_ROWS)
@@ -80,9 +75,11 @@ class Scorer:
 
     def _load_keras(self, folder: Path) -> bool:
         density, _ = serving.load_run(folder)
-        specs = {"x": tf.TensorSpec((None, *density.data_shape), tf.float32)}
-        if density.condition_dim:
-            specs["condition"] = tf.TensorSpec((None, density.condition_dim), tf.float32)
+        self.files = [folder / "density.keras"]
+        self.shape, self.condition_dim = density.data_shape, density.condition_dim
+        specs = {"x": tf.TensorSpec((None, *self.shape), tf.float32)}
+        if self.condition_dim:
+            specs["condition"] = tf.TensorSpec((None, self.condition_dim), tf.float32)
         function = tf.function(
             lambda x, condition=None: {"log_density": verify.log_density(density, x, condition)}
         )
@@ -93,6 +90,10 @@ class Scorer:
         with reading(folder):
             self._model = tf.saved_model.load(os.fspath(folder))  # its variables live with it
             self._function = self._model.signatures["log_density"]
+            inputs = self._function.structured_input_signature[1]
+            self.shape = tuple(inputs["x"].shape[1:])
+            self.condition_dim = inputs["condition"].shape[1] if "condition" in inputs else 0
+        self.files = sorted([folder / "saved_model.pb", *(folder / "variables").glob("*")])
         metadata = folder / "assets.extra" / "metadata.json"
         if not metadata.exists():
             return False
