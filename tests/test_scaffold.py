@@ -21,6 +21,7 @@ def test_import_registers_all_that_is_saved_and_needs_no_extra():
     ]
     assert "tfdde.convnets" in registering
     optional = ["matplotlib", "tensorflow_datasets", "keras_tuner", "sklearn", "ai_edge_litert"]
+    optional += ["apache_beam", "pyarrow"]
     code = (
         "import sys\n"
         f"for name in {optional}: sys.modules[name] = None  # any import of it fails\n"

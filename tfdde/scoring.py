@@ -195,7 +195,7 @@ def score_file(
         raise FileExistsError(f"{output} exists already: remove it, or choose another output.")
     scorer = Scorer(model, batch_rows)
     rows = Source(Path(source), columns, conditions, keep, scorer.width, scorer.condition_dim)
-    _check_kept(rows, scorer.name, output)
+    check_kept(rows.schema, scorer.name, nested=format_of(output) == "parquet")
     with _locked(folder):
         _check_manifest(folder / "manifest.json", _about(scorer, rows, part_rows))
         schema = scorer.score(_empty(rows, scorer)).schema
@@ -203,13 +203,14 @@ def score_file(
         return _merge(parts, schema, folder, output, rejects)
 
 
-def _check_kept(source: Source, name: str, output: Path) -> None:
-    for field in source.schema:
+def check_kept(schema: Any, name: str, nested: bool = True) -> None:
+    """Raise ValueError if a kept column is named like others, or nested and must not be."""
+    for field in schema:
         if field.name in ("row", name, "reason"):
             raise ValueError(
                 f"`keep` must not name {field.name!r}, a column that the output has by itself."
             )
-        if format_of(output) != "parquet" and pa.types.is_nested(field.type):
+        if not nested and pa.types.is_nested(field.type):
             raise ValueError(
                 f"`keep` must name columns of single values, got {field.name!r} of type "
                 f"{field.type}: write .parquet, or leave it out."

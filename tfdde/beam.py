@@ -1,0 +1,116 @@
+"""Scores as a transform of Apache Beam, for tables beyond one machine.
+
+    import apache_beam as beam
+    from tfdde.beam import Score
+
+    # The kept columns have the types of the input.
+    schema = pyarrow.schema([("id", pyarrow.string()), ("log_density", pyarrow.float32())])
+    with beam.Pipeline() as pipeline:
+        tables = pipeline | beam.io.ReadFromParquetBatched("in/*.parquet")
+        scored = tables | Score("model", columns=["a", "b"], keep=["id"])
+        scored.scores | beam.io.WriteToParquetBatched("out/scores", schema)
+
+Elements are pyarrow tables of many rows: with single rows it is ten times as slow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfdde import scoring
+from tfdde.datasets import blocks
+from tfdde.datasets.blocks import pc
+
+try:
+    import apache_beam as beam
+except ImportError:
+    raise ImportError("tfdde.beam needs Apache Beam: pip install 'tfdde[beam]'.") from None
+
+REJECTS = "rejects"  # the tag of the second output
+
+
+class Score(beam.PTransform):
+    """The log-density of each row of each table.
+
+    Takes pyarrow tables, as of ``beam.io.ReadFromParquetBatched``.  Gives a pair of collections
+    of pyarrow tables: ``scores``, with the kept columns and the log-density by the model's name
+    for it, and ``rejects``, with the kept columns and ``reason``, of the bad rows.  Rows have no
+    positions here: keep a column that identifies them.  Tables without a row are left out.
+
+    Args:
+        model: as for ``tfdde.scoring.Scorer``; each worker loads it once, from a file system
+            that all of them have.
+        columns: names of the columns that hold the rows, in the model's order; by default all
+            but those of ``conditions`` and ``keep``.
+        conditions: those of their conditions.
+        keep: those that are passed on.
+        batch_rows: rows of a call of the model.
+
+    Raises:
+        ValueError: in a worker, if a table lacks a column, has one that is not of numbers, or
+            does not have as many as the model takes.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        columns: Sequence[str] | None = None,
+        conditions: Sequence[str] | None = None,
+        keep: Sequence[str] = (),
+        batch_rows: int | None = None,
+    ):
+        super().__init__()
+        self.arguments = os.fspath(model), columns, conditions, list(keep), batch_rows
+
+    def expand(self, tables: Any) -> Any:
+        """See the class."""
+        score = beam.ParDo(_Score(*self.arguments))
+        return tables | "Score" >> score.with_outputs(REJECTS, main="scores")
+
+
+class _Score(beam.DoFn):
+    def __init__(
+        self,
+        model: str,
+        columns: Sequence[str] | None,
+        conditions: Sequence[str] | None,
+        keep: list[str],
+        batch_rows: int | None,
+    ):
+        super().__init__()
+        self.model, self.columns, self.conditions = model, columns, conditions
+        self.keep, self.batch_rows = keep, batch_rows
+
+    def setup(self) -> None:
+        self.scorer = scoring.Scorer(self.model, self.batch_rows)
+
+    def process(self, table: Any) -> Iterator[Any]:
+        scorer, what = self.scorer, "the table"
+        columns, conditions = blocks.choose(
+            table.column_names,
+            self.columns,
+            self.conditions,
+            self.keep,
+            scorer.width,
+            scorer.condition_dim,
+            what,
+        )
+        used = [*columns, *conditions]
+        for name in used:
+            blocks.check_numeric(name, table.schema.field(name).type, what)
+        values, reasons = blocks.numbers(table, used)
+        kept = table.select(self.keep)
+        scoring.check_kept(kept.schema, scorer.name)
+        scored = scorer.score(blocks.Block(np.arange(len(table)), values, reasons, kept))
+        good = pc.is_null(scored.column("reason"))
+        for name, rows, tag in (
+            (scorer.name, scored.filter(good), None),
+            ("reason", scored.filter(pc.invert(good)), REJECTS),
+        ):
+            if len(rows):
+                result = rows.select([*self.keep, name])
+                yield beam.pvalue.TaggedOutput(tag, result) if tag else result
