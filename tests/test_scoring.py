@@ -479,6 +479,36 @@ def test_goes_on_after_an_end_at_any_file(models, tmp_path, small, monkeypatch):
         Path(f"{out}.rejects.csv").unlink()
 
 
+@pytest.mark.parametrize("when", ["before the manifest goes", "before the parts go"])
+def test_goes_on_after_an_end_behind_the_output(models, tmp_path, monkeypatch, when):
+    source, out = write(tmp_path / "in.parquet", frame(300)), tmp_path / "out.parquet"
+    arguments = models / "normalized", source, out, None, None, ["id"]
+
+    unlink = Path.unlink
+
+    def stop(path, **options):
+        if path == Path(f"{out}.parts") or path.name == "manifest.json":
+            raise Killed
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((scoring.shutil, "rmtree") if "parts" in when else (Path, "unlink")), stop)
+        with pytest.raises(Killed):
+            scoring.score_file(*arguments)
+    whole = out.read_bytes()
+    if "parts" in when:
+        # It is complete; and what is left counts for no other call.
+        with pytest.raises(FileExistsError, match="exists already"):
+            scoring.score_file(*arguments)
+        out.unlink()
+        scoring.score_file(models / "normalized" / "9", source, out, keep=["id"])
+        assert out.read_bytes() != whole
+    else:
+        assert scoring.score_file(*arguments) == 0
+        assert out.read_bytes() == whole
+    assert {p.name for p in tmp_path.iterdir()} == {"in.parquet", "out.parquet"}
+
+
 def test_another_input_model_or_option_is_refused(models, tmp_path, monkeypatch):
     table = frame(300).drop(columns="id")
     source, out = write(tmp_path / "in.csv", table), tmp_path / "out.csv"

@@ -262,6 +262,8 @@ def _identity(file: Path) -> dict[str, Any]:
 def _check_manifest(path: Path, about: dict[str, Any]) -> None:
     """Write the manifest, or raise ValueError if there is one of something else."""
     if not path.exists():
+        for part in path.parent.glob("part-*"):
+            part.unlink()
         with atomic(path) as beside:
             beside.write_text(json.dumps(about, indent=1) + "\n")
         return
@@ -337,6 +339,7 @@ def _merge(parts: list[Path], schema: Any, folder: Path, output: Path, rejects: 
     else:
         rejects.unlink(missing_ok=True)
     _place(merged, output)
+    (folder / "manifest.json").unlink()  # what is left without it doesn't count
     shutil.rmtree(folder)
     return rejected
 
@@ -375,7 +378,7 @@ class _Examples:
 
 def _feature(value: Any) -> tf.train.Feature:
     if isinstance(value, int):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
     if isinstance(value, float):
         return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
     text = value if isinstance(value, bytes) else str(value).encode()
