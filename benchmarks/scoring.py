@@ -3,8 +3,8 @@
     python benchmarks/scoring.py
 
 8 columns, a network of 4 residual layers of 64 units. `seconds` is of all that comes after the
-imports, `process_seconds` with them, `cpu_seconds` on all cores; memory is resident, and
-`imported_mib` what it was before.
+imports, `process_seconds` with them, `cpu_seconds` on all cores; `peak_mib` is the largest
+resident memory, `imported_mib` that of the imports alone.
 """
 
 import argparse
@@ -39,12 +39,14 @@ def write(path, rows):
 
 
 MEASURED = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 from tfdde import scoring
 
 def usage():
-    about = resource.getrusage(resource.RUSAGE_SELF)
-    return about.ru_maxrss / 1024, about.ru_utime + about.ru_stime
+    # Not getrusage, whose peak is at least that of the parent.
+    peak = re.search("VmHWM:\\s*([0-9]+) kB", Path("/proc/self/status").read_text())[1]
+    return int(peak) / 1024, time.process_time()
 
 (imported, cpu), start = usage(), time.perf_counter()
 scoring.score_file(*sys.argv[1:])

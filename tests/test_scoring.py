@@ -431,6 +431,22 @@ def test_wrong_arguments(models, tmp_path):
     assert "`part_rows` must be an integer >= 1" in message(csv, keep=["id"], part_rows=0)
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.tfrecord"])
+def test_blocks_do_not_stay_in_memory(tmp_path, small, name):
+    """Of arrow; a file of many blocks takes no more of it than one of few."""
+    most = []
+    for rows in (1_000, 10_000):
+        source = blocks.Source(write(tmp_path / name, frame(rows)), None, None, ["id"], 3)
+        before, used = blocks.pa.total_allocated_bytes(), [0]
+        count = 0
+        for block in source:
+            count += len(block)
+            used.append(blocks.pa.total_allocated_bytes() - before)
+        assert count == rows
+        most.append(max(used))
+    assert most[1] < 1.5 * most[0] + 20_000
+
+
 class Killed(BaseException):
     pass
 

@@ -325,7 +325,7 @@ def _merge(parts: list[Path], schema: Any, folder: Path, output: Path, rejects: 
         _writer(bad, pa.schema([schema.field("row"), schema.field("reason")])) as bad_rows,
     ):
         for part in parts:
-            with pa.parquet.ParquetFile(part) as file:
+            with pa.parquet.ParquetFile(part, pre_buffer=False) as file:
                 for batch in file.iter_batches():
                     table = pa.Table.from_batches([batch])
                     good = pc.is_null(table.column("reason"))

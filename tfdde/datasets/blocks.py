@@ -227,8 +227,10 @@ class Source:
     def _parquet(self, file: Path, start: int) -> Iterator[Block]:
         names = list(dict.fromkeys([*self.used, *self.keep]))
         size = min(max(BLOCK_VALUES // len(names), 1), BLOCK_ROWS)
-        # With a buffer, a row group isn't read as a whole.
-        with pyarrow.parquet.ParquetFile(file, buffer_size=BLOCK_BYTES) as parquet:
+        # With a buffer a row group isn't read as a whole; pre-buffered, the file would stay.
+        with pyarrow.parquet.ParquetFile(
+            file, buffer_size=BLOCK_BYTES, pre_buffer=False
+        ) as parquet:
             for batch in parquet.iter_batches(size, columns=names):
                 table = pa.Table.from_batches([batch])
                 yield self.block(table, start)
