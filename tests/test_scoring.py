@@ -428,6 +428,7 @@ def test_wrong_arguments(models, tmp_path):
     assert "must name columns of single values" in message(nested, keep=["id"])
     assert "does not exist" in message(csv, model=tmp_path / "none")
     assert "there is none in it" in message(csv, model=tmp_path / "empty")
+    assert "`batch_rows` must be an integer >= 1" in message(csv, keep=["id"], batch_rows=0)
     assert "`part_rows` must be an integer >= 1" in message(csv, keep=["id"], part_rows=0)
 
 

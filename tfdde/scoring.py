@@ -71,7 +71,7 @@ class Scorer:
         self.width = int(np.prod(self.shape))
         entries = self.width + self.condition_dim
         default = min(max(BATCH_VALUES // entries, 1), BATCH_ROWS)
-        self.batch_rows = check_integer(batch_rows or default, "batch_rows")
+        self.batch_rows = check_integer(default if batch_rows is None else batch_rows, "batch_rows")
 
     def _load_keras(self, folder: Path) -> bool:
         density, _ = serving.load_run(folder)
