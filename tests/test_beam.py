@@ -1,0 +1,58 @@
+"""Scores by Apache Beam against the closed form."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scored
+from scored import frame, truth, write
+
+from tfdde.datasets import blocks
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return scored.save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def transform(tmp_path):
+    """Score with Beam the table in.parquet, and return the two outputs by id."""
+    pytest.importorskip("apache_beam")
+    import apache_beam as beam
+
+    from tfdde.beam import Score
+
+    def run(*args, **kwargs):
+        types = {"scores": ("log_density", "float"), "rejects": ("reason", "string")}
+        kept = blocks.pa.parquet.read_schema(tmp_path / "in.parquet").field("id")
+        with beam.Pipeline("DirectRunner") as pipeline:
+            tables = pipeline | beam.io.ReadFromParquetBatched(str(tmp_path / "in.parquet"))
+            scored = tables | Score(*args, **kwargs)
+            for name, (column, kind) in types.items():
+                schema = blocks.pa.schema([kept, (column, kind)])
+                scored[name] | name >> beam.io.WriteToParquetBatched(str(tmp_path / name), schema)
+        return [
+            pd.concat(map(pd.read_parquet, tmp_path.glob(f"{name}-*"))).set_index("id").sort_index()
+            for name in types
+        ]
+
+    return run
+
+
+def test_beam_scores_tables(models, tmp_path, transform):
+    table = frame(1_000)  # in several row groups
+    table.loc[417, "b"] = np.inf
+    write(tmp_path / "in.parquet", table)
+    scores, rejected = transform(models / "normalized", list("abc"), keep=["id"], batch_rows=64)
+    good = table.drop(417).set_index("id").sort_index()
+    assert list(scores) == ["log_density"]
+    assert scores.index.equals(good.index)
+    np.testing.assert_allclose(scores["log_density"], truth(good), atol=2e-5)
+    reason = "column 'b' must be finite in float32, got inf"
+    assert rejected["reason"].to_dict() == {table["id"][417]: reason}
+
+
+def test_beam_refuses_tables_that_do_not_fit(models, tmp_path, transform):
+    write(tmp_path / "in.parquet", frame(5))
+    with pytest.raises(Exception, match="`columns` must be 3 of 'the table'.* got 4: a, b, c, id"):
+        transform(models / "normalized")

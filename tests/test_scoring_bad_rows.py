@@ -1,0 +1,201 @@
+"""Bad rows of files are rejected with the reason, and no others."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scored
+import tensorflow as tf
+from scored import example, frame, read, rejects, truth, write
+
+from tfdde import scoring
+from tfdde.datasets import blocks, tfrecords
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return scored.save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Blocks of few rows, so that the tests' files have many."""
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)
+
+
+BAD_CSV = {
+    "1,2": "line must have 3 fields, got 2",
+    "1,2,3,4": "line must have 3 fields, got 4",
+    '1,"2,3': "line has an open quote",
+    "1,x,3": "column 'b' must be a number, got 'x'",
+    "1,2_0,3": "column 'b' must be a number, got '2_0'",
+    "1, ,3": "column 'b' is missing",
+    ",nan,3": "column 'a' is missing",
+    "1,2,nan": "column 'c' must be finite in float32, got nan",
+    "1,2,-inf": "column 'c' must be finite in float32, got -inf",
+    "1,2,1e39": "column 'c' must be finite in float32, got 1e+39",
+    "\udcff,2,3": "line is not UTF-8",
+}
+
+
+@pytest.mark.parametrize("size", [1, 20, 3_000, 10**6])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_bad_lines_of_csv_are_rejected_and_no_others(models, tmp_path, monkeypatch, size, end):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
+    table = frame(200)[["a", "b", "c"]]
+    lines = [f'{a!r},"{b!r}", {c!r}' for a, b, c in table.astype(float).itertuples(index=False)]
+    places = dict(zip([0, 1, 2, 50, 60, 70, 80, 90, 100, 198, 199], BAD_CSV, strict=True))
+    for row, line in places.items():
+        lines[row] = line
+    lines.insert(150, "")  # a blank line is no row
+    text = end.join(["a,b,c", *lines])
+    (tmp_path / "in.csv").write_bytes(text.encode(errors="surrogateescape"))
+    out = tmp_path / "out.csv"
+    bad = scoring.score_file(models / "normalized", tmp_path / "in.csv", out, part_rows=75)
+    assert bad == len(BAD_CSV)
+    assert rejects(out) == {row: BAD_CSV[line] for row, line in places.items()}
+    good = np.setdiff1d(np.arange(200), list(places))
+    got = read(out)
+    np.testing.assert_array_equal(got["row"], good)
+    np.testing.assert_allclose(got["log_density"], truth(table.iloc[good]), atol=2e-5)
+
+
+def test_a_file_of_bad_lines_only(models, tmp_path):
+    for line in BAD_CSV:
+        text = "a,b,c\n" + f"{line}\n" * 3
+        (tmp_path / "in.csv").write_bytes(text.encode(errors="surrogateescape"))
+        out = tmp_path / "out.csv"
+        bad = scoring.score_file(models / "normalized", tmp_path / "in.csv", out)
+        assert (bad, len(read(out))) == (3, 0)
+        assert rejects(out) == dict.fromkeys(range(3), BAD_CSV[line])
+        out.unlink()
+
+
+@pytest.mark.parametrize("neighbour", ["1", "x", "", "1e400"])
+def test_a_value_is_read_alike_whatever_its_neighbours(neighbour):
+    texts = ["1.5", " +2 ", "-3e-2", ".5", "7.", "0x10", "1_0", "nan", "Infinity", "", "1e-46"]
+    table = blocks.pa.table({"a": [neighbour, *texts]})
+    values, reasons = blocks.numbers(table, ["a"])
+    expected = [1.5, 2.0, np.float32(-0.03), 0.5, 7.0]
+    np.testing.assert_array_equal(values[1:6, 0], expected)
+    assert values[-1, 0] == 0
+    assert [r is None for r in reasons[1:]] == [True] * 5 + [False] * 5 + [True]
+
+
+def test_bad_values_of_parquet_are_rejected(models, tmp_path):
+    table = frame(30).astype({"a": float})
+    table["b"] = pd.array([*range(29), None], "Int64")
+    table.loc[3, "a"], table.loc[4, "c"], table.loc[5, "a"] = np.nan, np.inf, -1e300
+    write(tmp_path / "in.parquet", table)
+    out = tmp_path / "out.parquet"
+    bad = scoring.score_file(models / "normalized", tmp_path / "in.parquet", out, keep=["id"])
+    assert bad == 4
+    assert rejects(out) == {
+        3: "column 'a' is missing",  # as pandas writes NaN
+        4: "column 'c' must be finite in float32, got inf",
+        5: "column 'a' must be finite in float32, got -1e+300",
+        29: "column 'b' is missing",
+    }
+    good = table.drop([3, 4, 5, 29])
+    got = read(out)
+    np.testing.assert_array_equal(got["row"], good.index)
+    np.testing.assert_array_equal(got["id"], good["id"])
+    np.testing.assert_allclose(got["log_density"], truth(good), rtol=1e-6, atol=2e-5)
+
+
+def frames(path):
+    """Offsets of the records of a file, and its end."""
+    data, offsets = path.read_bytes(), [0]
+    while offsets[-1] < len(data):
+        length = int.from_bytes(data[offsets[-1] : offsets[-1] + 8], "little")
+        offsets.append(offsets[-1] + length + 16)
+    return offsets
+
+
+@pytest.mark.parametrize("keep", [[], ["id"]])
+def test_bad_records_are_rejected(models, tmp_path, small, keep):
+    table = frame(200)
+    records = [example(x, id=name.encode()) for *x, name in table.itertuples(index=False)]
+    records[70] = b"no example"
+    records[71] = example(None, id=b"no x")
+    records[72] = example([1, 2, 3, 4], id=b"long")
+    records[73] = example([1, np.nan, 3], id=b"nan")
+    records[74] = example(table.loc[74, ["a", "b", "c"]])  # without an id, which is then missing
+    path = tmp_path / "in.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    data, at = bytearray(path.read_bytes()), frames(path)
+    data[at[0] + 20] ^= 1  # in a record, and in a checksum of one
+    data[at[130] - 1] ^= 128
+    data = data[: at[199] + 30]  # in the middle of the last
+    path.write_bytes(data)
+    out = tmp_path / "out.parquet"
+    # The types of kept features are those of the first record, which is whole.
+    if keep:
+        with pytest.raises(ValueError, match=r"in\.tfrecord' cannot be read: record is corrupt"):
+            scoring.score_file(models / "normalized", path, out, keep=keep)
+        data[at[0] + 20] ^= 1
+        path.write_bytes(data)
+    scoring.score_file(models / "normalized", path, out, keep=keep)
+    corrupt = "record is corrupt: it has another checksum"
+    expected = {
+        70: "record is not a tf.Example",
+        71: "feature 'x' must have 3 floats, got 0",
+        72: "feature 'x' must have 3 floats, got 4",
+        73: "`x` or `condition` must be finite, got NaN or infinity",
+        129: corrupt,
+        199: "record has a corrupt length or is cut off: the file ends",
+    }
+    assert rejects(out) == (expected if keep else expected | {0: corrupt})
+    got = read(out)
+    good = table.drop(list(rejects(out)))
+    np.testing.assert_array_equal(got["row"], good.index)
+    np.testing.assert_allclose(got["log_density"], truth(good), atol=2e-5)
+    if keep:
+        good.loc[74, "id"] = None
+        assert got["id"].fillna("").tolist() == good["id"].fillna("").tolist()
+
+
+def test_a_corrupt_length_ends_a_file_but_not_the_folder(models, tmp_path):
+    tables = [frame(50, seed) for seed in (0, 1)]
+    (tmp_path / "in").mkdir()
+    first, _ = (
+        write(tmp_path / "in" / f"x.tfrecord-0000{i}-of-00002", table)
+        for i, table in enumerate(tables)
+    )
+    data, at = bytearray(first.read_bytes()), frames(first)
+    data[at[20] + 1] ^= 1
+    first.write_bytes(data)
+    out = tmp_path / "out.parquet"
+    assert scoring.score_file(models / "normalized", tmp_path / "in", out) == 1
+    assert list(rejects(out)) == [20]
+    got = read(out)
+    np.testing.assert_array_equal(got["row"], [*range(20), *range(21, 71)])
+    np.testing.assert_allclose(
+        got["log_density"], truth(pd.concat([tables[0][:20], tables[1]])), atol=2e-5
+    )
+
+
+def test_checksum_is_crc_32c():
+    # The check value of CRC-32C is that of the digits 1 to 9: e3069283.
+    crc = 0xE3069283
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    digits = np.frombuffer(b"123456789", np.uint8)
+    assert tfrecords.masked_crc(digits[None]).tolist() == [masked]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.tfrecord"])
+def test_blocks_do_not_stay_in_memory(tmp_path, small, name):
+    """Of arrow; a file of many blocks takes no more of it than one of few."""
+    most = []
+    for rows in (1_000, 10_000):
+        source = blocks.Source(write(tmp_path / name, frame(rows)), None, None, ["id"], 3)
+        before, used = blocks.pa.total_allocated_bytes(), [0]
+        count = 0
+        for block in source:
+            count += len(block)
+            used.append(blocks.pa.total_allocated_bytes() - before)
+        assert count == rows
+        most.append(max(used))
+    assert most[1] < 1.5 * most[0] + 20_000
