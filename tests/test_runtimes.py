@@ -38,12 +38,14 @@ COLUMNS = [body for body in BODIES if body not in ROWS and body not in V2]
 
 @pytest.fixture(scope="module")
 def models():
-    """A normalised density of columns of different scales, and a generator of the same shape."""
+    """A normalised density on a base, of columns of different scales, and a generator to it."""
     keras.utils.set_random_seed(1)
     layer = keras.layers.Normalization()
     layer.adapt(np.float32([[2, 1], [4, 50]]))
     network = networks.residual_mlp(2, width=16, depth=2)
-    density = tfdde.DDE(network, tfdde.Constant(0.2), normalization=layer)
+    base = tfdde.GaussianBase(2)
+    base.adapt(np.random.default_rng(2).standard_normal((50, 2), np.float32) + 0.5)
+    density = tfdde.DDE(network, tfdde.Constant(0.2), base, normalization=layer)
     density.partition = tfdde.LogPartition(2.0, 0.05, 1.9, 2.1, 900.0, "importance", 0.2)
     p, q = (tfdde.DDE(networks.residual_mlp(2, width=4, depth=1)) for _ in range(2))
     decoder = networks.residual_mlp(3, width=16, depth=2, output_shape=2)

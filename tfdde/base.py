@@ -67,7 +67,9 @@ class GaussianBase(keras.layers.Layer):
         x = tf.reshape(x, (-1, n))
         one_level = sigma.shape.rank == 0
         widths = self.variances + tf.square(sigma if one_level else sigma[:, None])
-        log_scale = -0.5 * tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), axis=-1)
+        logs = tf.math.log(2.0 * math.pi * widths)
+        # With one level it keeps its axis: OpenVINO misreads a bias that is given one later.
+        log_scale = -0.5 * tf.reduce_sum(logs, axis=-1, keepdims=one_level)
         if not one_level:
             u = tf.matmul(x - self.mean, self.axes)
             return log_scale - 0.5 * tf.reduce_sum(tf.square(u) / widths, axis=-1)
@@ -75,7 +77,7 @@ class GaussianBase(keras.layers.Layer):
         shift = -tf.linalg.matvec(scaled, self.mean, transpose_a=True)
         u = tf.nn.bias_add(tf.matmul(x, scaled), shift)
         half = tf.matmul(tf.square(u), tf.fill((n, 1), -0.5))
-        return tf.squeeze(tf.nn.bias_add(half, log_scale[None]), axis=-1)
+        return tf.squeeze(tf.nn.bias_add(half, log_scale), axis=-1)
 
     def scaled(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """x less its mean, in units of the blurred data's mean standard deviation."""
