@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfdde.annealing import Moves
 
 LogDensity = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -120,6 +123,16 @@ class Evaluator:
         self._compiled = tf.function(
             self.flat, input_signature=[rows, tf.TensorSpec((), "float32")]
         )
+
+    @classmethod
+    def of(cls, log_density: LogDensity | Evaluator, shape: tuple[int, ...]) -> Evaluator:
+        """That of ``log_density``, which may be one already: then it is not traced again."""
+        return log_density if isinstance(log_density, cls) else cls(log_density, shape)
+
+    @cached_property
+    def moves(self) -> Moves:
+        """Moves under s(., sigma), whose levels are sigma."""
+        return Moves(self.flat)
 
     def flat(self, rows: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """s of flat rows (n, d), as a tensor."""

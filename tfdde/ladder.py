@@ -10,7 +10,6 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from tfdde.annealing import Moves
 from tfdde.estimate import Evaluator, Gaussian, LogDensity, LogPartition
 from tfdde.random import Stream
 
@@ -103,7 +102,7 @@ def without_controls(influence: np.ndarray, controls: np.ndarray) -> tuple[float
 
 
 def ladder(
-    log_density: LogDensity,
+    log_density: LogDensity | Evaluator,
     data: np.ndarray,
     sigmas: Sequence[float] | np.ndarray,
     samples: int = 10_000,
@@ -120,7 +119,7 @@ def ladder(
     Neither ``lower`` nor ``upper`` is a bound.
 
     Args:
-        log_density: s(x, sigma) for rows of the shape of ``data``'s.
+        log_density: s(x, sigma) for rows of the shape of ``data``'s, or its ``Evaluator``.
         data: float32 rows, shape (rows, *shape): better not those that s was trained on.
         sigmas: increasing noise levels, the last well above the data's own scale.
         samples: at each level.
@@ -133,8 +132,7 @@ def ladder(
     sigmas = np.asarray(sigmas, float)
     rng = np.random.default_rng([seed, Stream.PARTITION])
     rows = data.reshape(len(data), -1)
-    evaluate = Evaluator(log_density, data.shape[1:])
-    chains = Moves(evaluate.flat)
+    evaluate = Evaluator.of(log_density, data.shape[1:])
     dimensions = rows.shape[1]
     gaussian = Gaussian(rows, sigmas[-1])
     top = gaussian.sample(samples, rng)
@@ -146,7 +144,7 @@ def ladder(
         controls = noise_controls(rows[index] - blurred.mean, noise, blurred, sigmas[level])
         y = rows[index] + np.float32(sigmas[level]) * noise
         if moves:
-            y = chains(y, sigmas[level], sigmas[level], moves, int(rng.integers(2**31)))
+            y = evaluate.moves(y, sigmas[level], sigmas[level], moves, int(rng.integers(2**31)))
         return Draw(index, y, controls)
 
     # From the top downwards: log Z_k, and how each row of the data and each independent draw

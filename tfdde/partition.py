@@ -30,7 +30,7 @@ from tfdde.random import Stream
 
 
 def importance(
-    log_density: LogDensity,
+    log_density: LogDensity | Evaluator,
     data: np.ndarray,
     sigma: float,
     samples: int = 50_000,
@@ -47,7 +47,7 @@ def importance(
     """
     rng = np.random.default_rng([seed, Stream.PARTITION])
     rows = data.reshape(len(data), -1)
-    evaluate = Evaluator(log_density, data.shape[1:])
+    evaluate = Evaluator.of(log_density, data.shape[1:])
     gaussian = Gaussian(rows, sigma)
     y = gaussian.sample(samples, rng)
     log_w = evaluate(y, sigma) - gaussian.log_density(y)
@@ -63,7 +63,7 @@ def importance(
 
 
 def annealed(
-    log_density: LogDensity,
+    log_density: LogDensity | Evaluator,
     data: np.ndarray,
     sigmas: Sequence[float] | np.ndarray,
     samples: int = 5_000,
@@ -87,7 +87,7 @@ def annealed(
     sigmas = np.asarray(sigmas, float)
     rng = np.random.default_rng([seed, Stream.PARTITION])
     rows = data.reshape(len(data), -1)
-    evaluate = Evaluator(log_density, data.shape[1:])
+    evaluate = Evaluator.of(log_density, data.shape[1:])
     sigma = float(sigmas[0])
     gaussian = Gaussian(rows, sigmas[-1])
     reference = tf.constant(gaussian.mean, tf.float32), tf.constant(gaussian.precision, tf.float32)
@@ -99,7 +99,7 @@ def annealed(
 
     # The densities on the way down, from the Gaussian on: levels of one path.
     if len(sigmas) > 1:
-        chains, levels, scales = Moves(evaluate.flat), sigmas[::-1], sigmas[::-1]
+        chains, levels, scales = evaluate.moves, sigmas[::-1], sigmas[::-1]
 
         def log_ratio(k: int, y: np.ndarray) -> np.ndarray:
             """Of density k on the way to density k - 1; -1 is the Gaussian."""
@@ -156,7 +156,7 @@ def annealed(
 
 
 def estimate(
-    log_density: LogDensity,
+    log_density: LogDensity | Evaluator,
     data: np.ndarray,
     noise: Noise,
     method: str | None,

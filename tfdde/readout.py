@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import tensorflow as tf
 from tfdde import partition
 from tfdde.checks import check_conditions, check_pixels, check_rows
 from tfdde.conditions import LogPartitions, repeated, rows_by_condition
-from tfdde.estimate import CHUNK, LogPartition
+from tfdde.estimate import CHUNK, Evaluator, LogPartition
 from tfdde.losses import score_of
 from tfdde.noise import LogUniform, Noise, check_level
 from tfdde.training import to_conditions, to_rows
@@ -66,6 +67,11 @@ class Readout:
         scale = tf.reshape(self._log_scale(), (1,))
         return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), scale), axis=-1)
 
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """s(x, sigma) of rows as ``inside`` makes them, traced once for all estimates of log Z."""
+        return Evaluator(self.at, self.data_shape)
+
     def log_partition(
         self,
         data: Any,
@@ -111,7 +117,7 @@ class Readout:
         settings = self.noise, method, sigma, samples, moves, seed
         found: LogPartition | LogPartitions
         if c is None:
-            found = self.partition = partition.estimate(self.at, rows, *settings)
+            found = self.partition = partition.estimate(self.evaluator, rows, *settings)
         else:
             estimates = {}
             c = np.broadcast_to(c, (len(rows), self.condition_dim))

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from tfdde import recipes
-from tfdde.annealing import Moves
 from tfdde.base import GaussianBase
 from tfdde.checks import check_integer, check_positive
 from tfdde.datasets.stream import stream
@@ -214,7 +213,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         n_samples = check_integer(n_samples, "n_samples")
         rng = check_random_state(random_state)
         dde, sigma = self.dde_, self.dde_.noise.sigma
-        moves, chunks = Moves(dde.at), []
+        moves, chunks = dde.evaluator.moves, []
         for first in range(0, n_samples, CHUNK):
             size = max(min(n_samples - first, CHUNK), CHAINS)
             start = self._starts[rng.randint(len(self._starts), size=size)]

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdde.checks import check_integer, check_pixels, check_rows
 from tfdde.density import DDE
-from tfdde.estimate import QUANTILE, Evaluator, LogPartition, mean_and_error
+from tfdde.estimate import QUANTILE, LogPartition, mean_and_error
 from tfdde.ladder import ladder, ladder_levels
 from tfdde.noise import LogUniform
 
@@ -150,20 +150,26 @@ def select_sigma(
     samples = check_integer(samples, "samples", 100)
     moves = check_integer(moves, "moves", 0)
     rows = check_pixels(rows, "validation", margin=10 * dde.noise.sigma)
-    inside = dde.inside(tf.constant(start)).numpy()
+
+    def inside(rows: np.ndarray) -> np.ndarray:
+        return dde.inside(tf.constant(rows)).numpy()
+
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # At the highest level, next to nothing of the data is left.
-    found = ladder(dde.at, inside, levels, samples, moves, seed)[:-1]
-    evaluate = Evaluator(dde._outside, dde.data_shape)
-    flat = rows.reshape(len(rows), -1)
-    values = [evaluate(flat, each.sigma) - each.value for each in found]
+    found = ladder(dde.evaluator, inside(start), levels, samples, moves, seed)[:-1]
+    jacobian = 0.0 if dde.normalization is None else float(dde._log_scale())
+
+    def log_densities(rows: np.ndarray) -> list[np.ndarray]:
+        flat = inside(rows).reshape(len(rows), -1)
+        return [dde.evaluator(flat, each.sigma) - each.value + jacobian for each in found]
+
+    values = log_densities(rows)
     pairs = zip(values, found, strict=True)
     means, errors = zip(*(mean_and_error(v, each.standard_error) for v, each in pairs), strict=True)
     best, one_standard_error = _choose(found, means, errors)
     heart = None
     if known is not None:
-        flat = known.reshape(len(known), -1)
-        learned = [evaluate(flat, each.sigma) - each.value for each in found]
+        learned = log_densities(known)
         if message := overfitting(learned[best], values[best]):
             warnings.warn(message, OverfittingWarning, stacklevel=2)
         heart = np.array([v.mean() for v in learned])
