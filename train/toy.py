@@ -137,11 +137,12 @@ def main(argv=None):
             seed=args.seed + 3,
         )
         steps = max(1, args.generator_steps)
+        # Two time scales: g's rate falls faster than s_q's, which so catches up with it.
         generator.compile(
             runs.adam(
                 args.generator_learning_rate, steps, 1.0, use_ema=True, ema_momentum=args.ema
             ),
-            dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps, 1.0),
+            dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps),
             jit_compile=args.jit,
         )
 
