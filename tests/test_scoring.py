@@ -136,6 +136,8 @@ def test_wrong_arguments(models, tmp_path):
     csv, parquet = write(tmp_path / "in.csv", table), write(tmp_path / "in.parquet", table)
     record = write(tmp_path / "in.tfrecord", table)
     (tmp_path / "numbers.csv").write_text("1,2,3\n4,5,6\n")
+    for name, text in {"old_mac": "a,b,c\r1,2,3\r", "blank": "\na,b,c\n1,2,3\n"}.items():
+        (tmp_path / f"{name}.csv").write_bytes(text.encode())
     (tmp_path / "mixed").mkdir()
     write(tmp_path / "mixed" / "a.csv", table), write(tmp_path / "mixed" / "a.parquet", table)
     (tmp_path / "empty").mkdir()
@@ -160,6 +162,8 @@ def test_wrong_arguments(models, tmp_path):
     assert "must name features" in message(record, keep=["ids"])
     assert "must be left out for TFRecord" in message(record, columns=["x"])
     assert "first line" in message(tmp_path / "numbers.csv")
+    for name in ("old_mac", "blank"):
+        assert "names of the columns and end in a line feed" in message(tmp_path / f"{name}.csv")
     assert "must end in" in message(tmp_path / "mixed")
     assert "got 0 files, none" in message(tmp_path / "empty")
     assert "does not exist" in message(tmp_path / "none.csv")

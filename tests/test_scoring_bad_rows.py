@@ -60,6 +60,35 @@ def test_bad_lines_of_csv_are_rejected_and_no_others(models, tmp_path, monkeypat
     np.testing.assert_allclose(got["log_density"], truth(table.iloc[good]), atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [60, 10**6])
+def test_a_line_is_never_two_rows_nor_two_lines_one(models, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
+    table = frame(40)[["a", "b", "c"]].astype(float).assign(id=[f"row {i}" for i in range(40)])
+    lines = [",".join(map(str, row)) for row in table.itertuples(index=False)]
+    stray = "line is not one row: it has a stray carriage return or quote"
+    few = "line must have 4 fields, got 3"
+    places = {
+        4: ("1,2,3,x\r4,5,6,y", stray),  # two rows to most readers
+        5: ("1,2\r,3,x", stray),
+        20: ('1,2"2,"3,x', few),  # up to the next quote one row, with the lines between
+        22: ('1,2"2,"3,x', few),
+    }
+    for row, (line, _) in places.items():
+        lines[row] = line
+    lines[6] = lines[6].replace("row 6", '"row\r6"')  # quoted it is text
+    lines[7] += "\r"
+    lines[39] += "\r"
+    (tmp_path / "in.csv").write_bytes("\n".join(["a,b,c,id", *lines]).encode())
+    out = tmp_path / "out.parquet"
+    bad = scoring.score_file(models / "normalized", tmp_path / "in.csv", out, keep=["id"])
+    assert bad == len(places)
+    assert rejects(out) == {row: reason for row, (_, reason) in places.items()}
+    got, good = read(out), table.drop(list(places))
+    np.testing.assert_array_equal(got["row"], good.index)
+    np.testing.assert_array_equal(got["id"], good["id"].replace("row 6", "row\r6"))
+    np.testing.assert_allclose(got["log_density"], truth(good), atol=2e-5)
+
+
 def test_a_file_of_bad_lines_only(models, tmp_path):
     for line in BAD_CSV:
         text = "a,b,c\n" + f"{line}\n" * 3

@@ -197,6 +197,7 @@ class Source:
     def names(self, file: Path) -> list[str]:
         """Names of the columns of a table."""
         if self.format == "csv":
+            _check_header(file)
             return csv_names(file)
         with reading(file):
             names = pyarrow.parquet.read_schema(file).names
@@ -319,34 +320,68 @@ def parse_lines(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int
         wrong |= {
             i: "line has an open quote" for i, line in enumerate(lines) if line.count(b'"') % 2
         }
-    if wrong:
-        text = b"".join(line for i, line in enumerate(lines) if i not in wrong)
     whole = [i for i in range(len(lines)) if i not in wrong]
+    rows, invalid = _parse_whole([lines[i] for i in whole], names)
+    wrong |= {whole[i]: reason for i, reason in invalid.items()}
+    if wrong:
+        order = np.cumsum([i not in wrong for i in range(len(lines))]) - 1
+        absent = np.isin(np.arange(len(lines)), list(wrong))
+        rows = rows.take(pa.array(order, mask=absent))
+    return rows, wrong
 
-    def invalid(row: Any) -> str:
-        wrong[whole[row.number - 1]] = (
+
+def _parse_whole(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int, str]]:
+    """Table of the lines that are right, and why each other one is wrong."""
+    if not lines:
+        return pa.table({name: pa.array([], pa.string()) for name in names}), {}
+    text = b"".join(lines)
+    # Within a line a carriage return may make two rows of it; the rest can only make one of many.
+    if len(lines) == 1 or text.count(b"\r") == text.count(b"\r\n"):
+        rows, wrong = _parse(text, names)
+        if len(rows) + len(wrong) == len(lines):
+            return rows, wrong
+        if len(lines) == 1:
+            reason = "line is not one row: it has a stray carriage return or quote"
+            return rows.slice(0, 0), {0: reason}
+    middle = len(lines) // 2
+    first, wrong = _parse_whole(lines[:middle], names)
+    second, more = _parse_whole(lines[middle:], names)
+    return pa.concat_tables([first, second]), wrong | {middle + i: r for i, r in more.items()}
+
+
+def _parse(text: bytes, names: Sequence[str]) -> tuple[Any, dict[int, str]]:
+    """Table of the rows of CSV that have as many fields as names, and why the others are wrong."""
+    wrong: dict[int, str] = {}
+
+    def skip(row: Any) -> str:
+        wrong[row.number - 1] = (
             f"line must have {row.expected_columns} fields, got {row.actual_columns}"
         )
         return "skip"
 
-    if not whole:
-        return pa.table({name: pa.nulls(len(lines), pa.string()) for name in names}), wrong
-    table = pyarrow.csv.read_csv(
+    rows = pyarrow.csv.read_csv(
         pa.py_buffer(text),
         # One thread: several don't count the rows.
         read_options=pyarrow.csv.ReadOptions(
             use_threads=False, block_size=2 * len(text), column_names=names
         ),
-        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=invalid),
+        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         ),
     )
-    if wrong:
-        order = np.cumsum([i not in wrong for i in range(len(lines))]) - 1
-        absent = np.isin(np.arange(len(lines)), list(wrong))
-        table = table.take(pa.array(order, mask=absent))
-    return table, wrong
+    return rows, wrong
+
+
+def _check_header(file: Path) -> None:
+    """Raise ValueError unless the names of a CSV file are one line, its first."""
+    with reading(file), tfrecords.open_bytes(file) as f:
+        line = f.readline(BLOCK_BYTES)
+    if line and (not line.strip() or line.count(b'"') % 2 or b"\r" in line.rstrip(b"\r\n")):
+        raise ValueError(
+            f"The first line of {str(file)!r} must hold the names of the columns and end in a line "
+            f"feed, got {line[:40].decode(errors='replace')!r}."
+        )
 
 
 def _files(path: Path) -> list[Path]:
