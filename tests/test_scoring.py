@@ -7,6 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import scored
 from scipy.stats import multivariate_normal
@@ -91,6 +93,26 @@ def test_columns_are_taken_by_name(models, tmp_path):
     np.testing.assert_allclose(got["a"], table["a"])
 
 
+@pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
+def test_kept_columns_keep_their_values(models, tmp_path, output):
+    table = frame(20)
+    table.loc[3, "a"] = np.inf
+    kept = {
+        "text": pa.array(table["id"], pa.string()).cast(pa.string_view()),
+        "kind": pa.array(list("xyzxy") * 4).dictionary_encode(),
+        "hash": pa.array([2**64 - 1 - i for i in range(20)], pa.uint64()),
+        "flag": pa.array([True, False] * 10),
+    }
+    columns = {name: pa.array(table[name]) for name in "abc"} | kept
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=7)
+    out = tmp_path / output
+    source = tmp_path / "in.parquet"
+    assert scoring.score_file(models / "normalized", source, out, list("abc"), keep=[*kept]) == 1
+    got = read(out).drop(columns=["row", "log_density"])
+    expected = pa.table(kept).to_pandas().drop(3).reset_index(drop=True)
+    pd.testing.assert_frame_equal(got, expected, check_dtype=False, check_categorical=False)
+
+
 def test_an_empty_table_gives_an_empty_output(models, tmp_path):
     for name in ("in.csv", "in.parquet", "in.tfrecord"):
         write(tmp_path / name, frame(0)[["a", "b", "c", "id"]])
@@ -145,6 +167,8 @@ def test_wrong_arguments(models, tmp_path):
     (tmp_path / "there.csv").touch()
     nested = tmp_path / "nested.parquet"
     table.assign(id=[[1]] * 5).to_parquet(nested)
+    table.assign(id=[b"\xff"] * 5).to_parquet(tmp_path / "bytes.parquet")
+    table.assign(id=np.uint64(2**64 - 1)).to_parquet(tmp_path / "hash.parquet")
 
     def message(source, output="out.csv", model=models / "normalized", **options):
         with pytest.raises((OSError, ValueError)) as info:
@@ -176,6 +200,8 @@ def test_wrong_arguments(models, tmp_path):
         keep=["log_density"],
     )
     assert "must name columns of single values" in message(nested, keep=["id"])
+    assert "'id' of type binary" in message(tmp_path / "bytes.parquet", keep=["id"])
+    assert "'id' of type uint64" in message(tmp_path / "hash.parquet", "out.tfrecord", keep=["id"])
     assert "does not exist" in message(csv, model=tmp_path / "none")
     assert "there is none in it" in message(csv, model=tmp_path / "empty")
     assert "`batch_rows` must be an integer >= 1" in message(csv, keep=["id"], batch_rows=0)

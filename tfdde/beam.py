@@ -104,6 +104,7 @@ class _Score(beam.DoFn):
             blocks.check_numeric(name, table.schema.field(name).type, what)
         values, reasons = blocks.numbers(table, used)
         kept = table.select(self.keep)
+        kept = kept.cast(blocks.plain(kept.schema))
         scoring.check_kept(kept.schema, scorer.name)
         scored = scorer.score(blocks.Block(np.arange(len(table)), values, reasons, kept))
         good = pc.is_null(scored.column("reason"))

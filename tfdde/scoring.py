@@ -36,6 +36,11 @@ from tfdde.datasets.tables import reading
 
 PART_ROWS = 250_000  # of a part: what a kill may lose
 BATCH_VALUES, BATCH_ROWS = 2**18, 2**13  # of a call of the model, at most
+UNWRITABLE = {  # formats, and types of arrow some of whose values they can't hold
+    ("csv", "binary"),
+    ("csv", "large_binary"),
+    ("tfrecord", "uint64"),
+}
 HEAD = 2**20  # bytes of an input file whose checksum the manifest has
 
 
@@ -195,7 +200,7 @@ def score_file(
         raise FileExistsError(f"{output} exists already: remove it, or choose another output.")
     scorer = Scorer(model, batch_rows)
     rows = Source(Path(source), columns, conditions, keep, scorer.width, scorer.condition_dim)
-    check_kept(rows.schema, scorer.name, nested=format_of(output) == "parquet")
+    check_kept(rows.schema, scorer.name, format_of(output) or "")
     with _locked(folder):
         _check_manifest(folder / "manifest.json", _about(scorer, rows, part_rows))
         schema = scorer.score(_empty(rows, scorer)).schema
@@ -203,17 +208,22 @@ def score_file(
         return _merge(parts, schema, folder, output, rejects)
 
 
-def check_kept(schema: Any, name: str, nested: bool = True) -> None:
-    """Raise ValueError if a kept column is named like others, or nested and must not be."""
+def check_kept(schema: Any, name: str, kind: str = "parquet") -> None:
+    """Raise ValueError if a kept column is named like others, or a ``kind`` can't hold its type."""
     for field in schema:
         if field.name in ("row", name, "reason"):
             raise ValueError(
                 f"`keep` must not name {field.name!r}, a column that the output has by itself."
             )
-        if not nested and pa.types.is_nested(field.type):
+        if kind != "parquet" and pa.types.is_nested(field.type):
             raise ValueError(
                 f"`keep` must name columns of single values, got {field.name!r} of type "
                 f"{field.type}: write .parquet, or leave it out."
+            )
+        if (kind, str(field.type)) in UNWRITABLE:
+            raise ValueError(
+                f"`keep` must not name {field.name!r} of type {field.type}, not all of whose "
+                f"values .{kind} can hold: write .parquet, or leave it out."
             )
 
 

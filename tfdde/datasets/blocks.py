@@ -214,7 +214,7 @@ class Source:
         schema = pyarrow.parquet.read_schema(file)
         for name in self.used:
             check_numeric(name, schema.field(name).type, file)
-        return pa.schema([schema.field(name) for name in self.keep])
+        return plain(pa.schema([schema.field(name) for name in self.keep]))
 
     def __iter__(self) -> Iterator[Block]:
         read = {"csv": self._csv, "parquet": self._parquet, "tfrecord": self._tfrecord}
@@ -294,6 +294,12 @@ def choose(
                 f"{len(chosen)}: {some}."
             )
     return list(columns), conditions
+
+
+def plain(schema: Any) -> Any:
+    """The schema without views, for which arrow lacks filters and writers."""
+    types = {"string_view": pa.string(), "binary_view": pa.binary()}
+    return pa.schema([f.with_type(types.get(str(f.type), f.type)) for f in schema])
 
 
 def check_numeric(name: str, kind: Any, path: str | os.PathLike) -> None:
