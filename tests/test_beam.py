@@ -52,6 +52,26 @@ def test_beam_scores_tables(models, tmp_path, transform):
     assert rejected["reason"].to_dict() == {table["id"][417]: reason}
 
 
+def test_threads_of_a_process_share_the_model(models):
+    pytest.importorskip("apache_beam")
+    from apache_beam.internal import pickler
+
+    from tfdde.beam import _Score
+
+    made = _Score(str(models / "normalized"), list("abc"), None, ["id"], None)
+    threads = [pickler.loads(pickler.dumps(made)) for _ in range(2)]
+    for thread in threads:
+        thread.setup()
+    assert threads[0].scorer is threads[1].scorer
+    table = frame(20)
+    ids = blocks.pa.array(table["id"], blocks.pa.string()).cast(blocks.pa.string_view())
+    columns = {name: blocks.pa.array(table[name]) for name in "abc"} | {"id": ids}
+    (scores,) = threads[1].process(blocks.pa.table(columns))
+    assert scores.schema.field("id").type == blocks.pa.string()
+    assert scores.column("id").to_pylist() == table["id"].tolist()
+    np.testing.assert_allclose(scores.column("log_density"), truth(table), atol=2e-5)
+
+
 def test_beam_refuses_tables_that_do_not_fit(models, tmp_path, transform):
     write(tmp_path / "in.parquet", frame(5))
     with pytest.raises(Exception, match="`columns` must be 3 of 'the table'.* got 4: a, b, c, id"):

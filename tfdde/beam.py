@@ -27,6 +27,7 @@ from tfdde.datasets.blocks import pc
 
 try:
     import apache_beam as beam
+    from apache_beam.utils import shared
 except ImportError:
     raise ImportError("tfdde.beam needs Apache Beam: pip install 'tfdde[beam]'.") from None
 
@@ -42,8 +43,8 @@ class Score(beam.PTransform):
     positions here: keep a column that identifies them.  Tables without a row are left out.
 
     Args:
-        model: as for ``tfdde.scoring.Scorer``; each worker loads it once, from a file system
-            that all of them have.
+        model: as for ``tfdde.scoring.Scorer``; each process of a worker loads it once, from a
+            file system that all of them have.
         columns: names of the columns that hold the rows, in the model's order; by default all
             but those of ``conditions`` and ``keep``.
         conditions: those of their conditions.
@@ -84,9 +85,10 @@ class _Score(beam.DoFn):
         super().__init__()
         self.model, self.columns, self.conditions = model, columns, conditions
         self.keep, self.batch_rows = keep, batch_rows
+        self.shared = shared.Shared()  # a process has many of these, one for each thread
 
     def setup(self) -> None:
-        self.scorer = scoring.Scorer(self.model, self.batch_rows)
+        self.scorer = self.shared.acquire(lambda: scoring.Scorer(self.model, self.batch_rows))
 
     def process(self, table: Any) -> Iterator[Any]:
         scorer, what = self.scorer, "the table"
