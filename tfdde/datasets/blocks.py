@@ -2,7 +2,7 @@
 
 A row of a table is what its format calls one, but one line in a CSV file: blank lines are no
 rows, and a line whose quotes don't close is a bad one.  Rows count from 0, through the files of a
-folder in the order of their names.
+folder in the order of their names.  The names of the columns are the first line of a CSV file.
 """
 
 from __future__ import annotations
