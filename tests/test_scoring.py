@@ -168,6 +168,9 @@ def test_wrong_arguments(models, tmp_path):
     nested = tmp_path / "nested.parquet"
     table.assign(id=[[1]] * 5).to_parquet(nested)
     table.assign(id=[b"\xff"] * 5).to_parquet(tmp_path / "bytes.parquet")
+    uuid = pa.array([b"\xff" * 16] * 5, pa.binary(16))
+    columns = {name: pa.array(table[name]) for name in "abc"} | {"id": uuid}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "uuid.parquet")
     table.assign(id=np.uint64(2**64 - 1)).to_parquet(tmp_path / "hash.parquet")
 
     def message(source, output="out.csv", model=models / "normalized", **options):
@@ -201,6 +204,7 @@ def test_wrong_arguments(models, tmp_path):
     )
     assert "must name columns of single values" in message(nested, keep=["id"])
     assert "'id' of type binary" in message(tmp_path / "bytes.parquet", keep=["id"])
+    assert "'id' of type fixed_size_binary[16]" in message(tmp_path / "uuid.parquet", keep=["id"])
     assert "'id' of type uint64" in message(tmp_path / "hash.parquet", "out.tfrecord", keep=["id"])
     assert "does not exist" in message(csv, model=tmp_path / "none")
     assert "there is none in it" in message(csv, model=tmp_path / "empty")

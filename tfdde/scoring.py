@@ -39,6 +39,7 @@ BATCH_VALUES, BATCH_ROWS = 2**18, 2**13  # of a call of the model, at most
 UNWRITABLE = {  # formats, and types of arrow some of whose values they can't hold
     ("csv", "binary"),
     ("csv", "large_binary"),
+    ("csv", "fixed_size_binary"),
     ("tfrecord", "uint64"),
 }
 HEAD = 2**20  # bytes of an input file whose checksum the manifest has
@@ -220,7 +221,7 @@ def check_kept(schema: Any, name: str, kind: str = "parquet") -> None:
                 f"`keep` must name columns of single values, got {field.name!r} of type "
                 f"{field.type}: write .parquet, or leave it out."
             )
-        if (kind, str(field.type)) in UNWRITABLE:
+        if (kind, str(field.type).partition("[")[0]) in UNWRITABLE:
             raise ValueError(
                 f"`keep` must not name {field.name!r} of type {field.type}, not all of whose "
                 f"values .{kind} can hold: write .parquet, or leave it out."
