@@ -38,9 +38,9 @@ PRESETS = {
         "generator_width": 128,
         "generator_depth": 4,
         "batch_size": 1_024,
-        "dde_steps": 1,
+        "dde_steps": 3,
         "steps": 12_000,
-        "generator_steps": 20_000,
+        "generator_steps": 10_000,
     },
 }
 EPOCH = 500  # steps between two lines of the log, and two checkpoints
