@@ -1,0 +1,66 @@
+/** Rows of a CSV: a flat array, line numbers of these rows, and lines that are bad and why. */
+export function parse(text, width) {
+  const rows = [], lines = [], bad = [];
+  text.split(/\r?\n/).forEach((line, i) => {
+    if (!line.trim()) return;
+    const cells = line.split(",").map((cell) => cell.trim());
+    const numbers = cells.map((cell) => (cell === "" ? NaN : Number(cell)));
+    if (i === 0 && numbers.every(Number.isNaN)) return;
+    if (cells.length !== width) bad.push(`line ${i + 1}: ${cells.length} cells, not ${width}`);
+    else if (!numbers.every((v) => Number.isFinite(Math.fround(v)))) {
+      bad.push(`line ${i + 1}: not all finite numbers`);
+    } else {
+      rows.push(...numbers);
+      lines.push(i + 1);
+    }
+  });
+  return { rows: Float32Array.from(rows), lines, bad };
+}
+
+/** A CSV dropped or chosen: anomaly scores (-log-density), their histogram, the highest rows. */
+export async function show(model, view, say) {
+  view.innerHTML = `<div class="drop"><label>A CSV of ${model.width} columns:
+    <input id="file" type="file" accept=".csv,text/csv"></label> or drop it here.</div>
+    <p id="summary" aria-live="polite"></p>
+    <canvas id="histogram" width="640" height="200" role="img" aria-label="Histogram of anomaly scores"></canvas>
+    <div class="scroll"><table id="highest"></table></div><ul id="bad"></ul>`;
+  const find = (id) => view.querySelector(`#${id}`);
+  async function read(file) {
+    if (!file) return;
+    const { rows, lines, bad } = parse(await file.text(), model.width);
+    const entries = bad.slice(0, 20).map((text) => {
+      const item = document.createElement("li");
+      item.textContent = text;
+      return item;
+    });
+    find("bad").replaceChildren(...entries);
+    if (!lines.length) return say(`${file.name} has no row of ${model.width} numbers.`, true);
+    const scores = (await model.logDensity(rows)).map((v) => -v);
+    const sum = scores.reduce((a, b) => a + b, 0);
+    const low = scores.reduce((a, b) => Math.min(a, b)), high = scores.reduce((a, b) => Math.max(a, b));
+    find("summary").textContent = `${lines.length} rows scored, ${bad.length} bad; ` +
+      `anomaly scores ${low.toPrecision(5)} to ${high.toPrecision(5)}` +
+      `${model.facts.normalized ? "" : " (unnormalised)"}`;
+    find("summary").dataset.sum = sum;
+    const bins = new Array(40).fill(0);
+    for (const s of scores) bins[Math.min(39, Math.floor(40 * (s - low) / (high - low || 1)))]++;
+    const most = Math.max(...bins), context = find("histogram").getContext("2d");
+    context.clearRect(0, 0, 640, 200);
+    context.fillStyle = "#06c";
+    bins.forEach((n, i) => context.fillRect(i * 16, 200 - 195 * n / most, 15, 195 * n / most));
+    const table = find("highest");
+    table.innerHTML = "<tr><th>line</th><th>score</th><th>row</th></tr>";
+    [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, 10).forEach((i) => {
+      const tr = table.insertRow();
+      const row = [...rows.subarray(i * model.width, (i + 1) * model.width)];
+      for (const cell of [lines[i], scores[i].toPrecision(5), row.map((v) => +v.toPrecision(5)).join(", ")]) {
+        tr.insertCell().textContent = cell;
+      }
+    });
+    say("Rows with the highest scores are the least likely.");
+  }
+  find("file").addEventListener("change", (event) => read(event.target.files[0]));
+  view.addEventListener("dragover", (event) => event.preventDefault());
+  view.addEventListener("drop", (event) => { event.preventDefault(); return read(event.dataTransfer.files[0]); });
+  say(`Give a CSV whose columns are ${model.facts.columns?.join(", ") ?? `${model.width} numbers`}.`);
+}
