@@ -1,0 +1,106 @@
+"""Pages of tfdde.explore in headless Chromium, against Keras."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import tfdde
+from tfdde import networks
+from tfdde.explore import __main__ as command
+from tfdde.explore import write_page
+from tfdde.verify import log_density
+
+MODULES = os.environ.get("TFDDE_NODE_MODULES", "")
+CHROMIUM = shutil.which("chromium")
+NODE = shutil.which("node")
+browser = pytest.mark.skipif(
+    not (CHROMIUM and NODE and Path(MODULES, "@litertjs/core").is_dir()),
+    reason="needs chromium, node, and TFDDE_NODE_MODULES with @litertjs/core and playwright-core",
+)
+SHAPES = {"plane": (2,), "images": (8, 8, 1), "table": (4,)}
+
+
+@pytest.fixture(scope="module", params=[*SHAPES])
+def page(request, tmp_path_factory):
+    keras.utils.set_random_seed(1)
+    kind, folder = request.param, tmp_path_factory.mktemp("explore")
+    shape = SHAPES[kind] if kind == "images" else SHAPES[kind][0]
+    density = tfdde.DDE(networks.residual_mlp(shape, width=16, depth=2))
+    for v in density.trainable_variables:
+        v.assign(v + 0.1)
+    density.save(folder / "density.keras")
+    generator = None
+    if kind != "table":
+        decoder = networks.residual_mlp(
+            3, width=16, depth=2, output_shape=shape, output_activation="sigmoid"
+        )
+        generated = tfdde.DDE(networks.residual_mlp(shape, width=16, depth=2))
+        generator = tfdde.Generator(decoder, density, generated, latent_dim=3)
+        generator.save(folder / "generator.keras")
+    path = write_page(folder, folder / "page", MODULES, batch_size=64)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield kind, density, generator, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@browser
+@pytest.mark.parametrize("width", [1280, 375])
+def test_page_equals_keras(page, width, tmp_path):
+    kind, density, generator, url = page
+    rows = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    arguments = []
+    if kind == "table":
+        lines = [",".join(map(repr, row)) for row in rows.tolist()]
+        (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,d", "1,2", *lines, "1,2,x,4"]))
+        arguments = [tmp_path / "rows.csv"]
+    script = Path(__file__).with_name("browser.mjs")
+    done = subprocess.run(
+        [NODE, script, MODULES, CHROMIUM, url, str(width), kind, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    assert got["errors"] == [] and got["outside"] == []
+    assert got["wide"] <= width
+    if kind == "plane":
+        x = np.array([[0.5, -0.25]], np.float32)
+        expected = [
+            *np.ravel(log_density(density, x)),
+            *np.ravel(density.score(x)),
+        ]
+        np.testing.assert_allclose(got["values"], expected, rtol=1e-5)
+        assert "unnormalised" in got["label"]
+        assert float(got["moved"]) > 0.5
+    elif kind == "images":
+        expected = generator.decode(np.array([got["latent"]], np.float32))
+        np.testing.assert_allclose(got["values"], np.ravel(expected), rtol=1e-5)
+        assert got["count"] == 24
+    else:
+        expected = -np.sum(np.float64(log_density(density, rows)))
+        np.testing.assert_allclose(got["sum"], expected, rtol=1e-5)
+        assert got["bad"] == ["line 2: 2 cells, not 4", "line 103: not all finite numbers"]
+        assert got["rows"] == 11
+
+
+def test_bad_input_is_one_sentence(tmp_path, capsys):
+    assert command.main([str(tmp_path / "none"), "--output", str(tmp_path / "page")]) == 2
+    assert capsys.readouterr().err.startswith("error: There is no run folder")
+    assert not (tmp_path / "page").exists()
