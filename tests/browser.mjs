@@ -6,7 +6,8 @@ const { chromium } = createRequire(`${modules}/`)("playwright-core");
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const page = await browser.newPage({ viewport: { width: Number(width), height: 800 } });
 const errors = [], outside = [], out = { errors, outside };
-page.on("console", (m) => m.type() === "error" && errors.push(m.text()));
+// LiteRT writes what it does to stderr, which is the console of errors here.
+page.on("console", (m) => m.type() === "error" && !/^(INFO|WARNING): /.test(m.text()) && errors.push(m.text()));
 page.on("pageerror", (e) => errors.push(e.message));
 page.on("request", (r) => {
   const address = new URL(r.url());
@@ -21,7 +22,7 @@ try {
     await page.check("#samples");
     await page.fill("#y", "-0.25");
     await page.fill("#x", "0.5");
-    await page.waitForTimeout(500);
+    await page.waitForSelector("#readout[data-at='0.5,-0.25']");
     out.values = await values("#readout");
     out.label = await page.textContent("#readout");
     await page.focus("#map");

@@ -94,6 +94,7 @@ export async function show(model, view, say) {
     const readout = find("readout");
     readout.textContent = `log-density ${density.toPrecision(6)} nats (${label(facts)}); ` +
       `score (${Array.from(score, (v) => v.toPrecision(5)).join(", ")})`;
+    readout.dataset.at = query.join();
     readout.dataset.values = JSON.stringify([density, ...score]);
     say("Drag the point, or move it by the arrow keys.");
   }
