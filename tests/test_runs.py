@@ -1,5 +1,6 @@
 """A run stopped anywhere and resumed ends with the very weights of an uninterrupted one."""
 
+import argparse
 import json
 import os
 import signal
@@ -200,3 +201,21 @@ def test_command_ends_in_a_sentence_and_a_code(capsys):
     assert capsys.readouterr().err.splitlines()[:2] == ["error: busy", "error: no data"]
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         raising(ZeroDivisionError())()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        (runs.positive_int, "0", "an integer >= 1, got '0'"),
+        (runs.positive_int, "2.5", "an integer >= 1, got '2.5'"),
+        (runs.positive_float, "nan", "a finite number > 0, got 'nan'"),
+        (runs.positive_float, "x", "a finite number > 0, got 'x'"),
+    ],
+)
+def test_options_say_what_they_expect(capsys, kind, text, expected):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=kind)
+    assert parser.parse_args(["--size", "3"]).size == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--size", text])
+    assert f"argument --size: must be {expected}" in capsys.readouterr().err

@@ -12,6 +12,7 @@ The folder of a script's run::
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import importlib.util
@@ -196,12 +197,18 @@ def command(script: Callable[..., bool]) -> Callable[..., int]:
 
 def positive_int(text: str) -> int:
     """For ``argparse``: an integer >= 1."""
-    return check_integer(int(text), "value")
+    try:
+        return check_integer(int(text), "value")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}") from None
 
 
 def positive_float(text: str) -> float:
     """For ``argparse``: a finite number > 0."""
-    return check_positive(float(text), "value")
+    try:
+        return check_positive(float(text), "value")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a finite number > 0, got {text!r}") from None
 
 
 def strategy_for(devices: Sequence[str] | None) -> tf.distribute.Strategy:
