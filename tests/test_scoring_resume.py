@@ -156,7 +156,12 @@ def test_goes_on_after_sigkill(models, tmp_path):
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
     scoring.score_file(models / "normalized", source, whole, **options)
     code = (
-        "import sys; from tfdde import scoring\n"
+        "import sys, time; from tfdde import scoring\n"
+        "score = scoring.Scorer.score\n"
+        "def slowly(*block):  # or all might be done before the kill\n"
+        "    time.sleep(0.03)\n"
+        "    return score(*block)\n"
+        "scoring.Scorer.score = slowly\n"
         "model, source, out = sys.argv[1:]\n"
         f"scoring.score_file(model, source, out, **{options})"
     )
