@@ -24,3 +24,20 @@ def fresh():
     """The same seeds and layer names for each test."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory):
+    """A folder of SavedModels of exact densities; see scored.py."""
+    import scored
+
+    return scored.save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of few rows, so that the tests' files have many."""
+    from tfdde.datasets import blocks
+
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)

@@ -3,15 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-import scored
 from scored import frame, truth, write
 
 from tfdde.datasets import blocks
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return scored.save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -39,11 +33,11 @@ def transform(tmp_path):
     return run
 
 
-def test_beam_scores_tables(models, tmp_path, transform):
+def test_beam_scores_tables(exact, tmp_path, transform):
     table = frame(1_000)  # in several row groups
     table.loc[417, "b"] = np.inf
     write(tmp_path / "in.parquet", table)
-    scores, rejected = transform(models / "normalized", list("abc"), keep=["id"], batch_rows=64)
+    scores, rejected = transform(exact / "normalized", list("abc"), keep=["id"], batch_rows=64)
     good = table.drop(417).set_index("id").sort_index()
     assert list(scores) == ["log_density"]
     assert scores.index.equals(good.index)
@@ -52,13 +46,13 @@ def test_beam_scores_tables(models, tmp_path, transform):
     assert rejected["reason"].to_dict() == {table["id"][417]: reason}
 
 
-def test_threads_of_a_process_share_the_model(models):
+def test_threads_of_a_process_share_the_model(exact):
     pytest.importorskip("apache_beam")
     from apache_beam.internal import pickler
 
     from tfdde.beam import _Score
 
-    made = _Score(str(models / "normalized"), list("abc"), None, ["id"], None)
+    made = _Score(str(exact / "normalized"), list("abc"), None, ["id"], None)
     threads = [pickler.loads(pickler.dumps(made)) for _ in range(2)]
     for thread in threads:
         thread.setup()
@@ -72,7 +66,7 @@ def test_threads_of_a_process_share_the_model(models):
     np.testing.assert_allclose(scores.column("log_density"), truth(table), atol=2e-5)
 
 
-def test_beam_refuses_tables_that_do_not_fit(models, tmp_path, transform):
+def test_beam_refuses_tables_that_do_not_fit(exact, tmp_path, transform):
     write(tmp_path / "in.parquet", frame(5))
     with pytest.raises(Exception, match="`columns` must be 3 of 'the table'.* got 4: a, b, c, id"):
-        transform(models / "normalized")
+        transform(exact / "normalized")

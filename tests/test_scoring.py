@@ -10,30 +10,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import scored
 from scipy.stats import multivariate_normal
 from scored import frame, read, rejects, truth, write
 
 import tfdde
 from tfdde import scoring
-from tfdde.datasets import blocks
 
 ROOT = Path(__file__).parent.parent
 ROWS = 1_000
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return scored.save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Blocks of few rows, so that the tests' files have many."""
-    monkeypatch.setattr(blocks, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +34,11 @@ def script():
     "source", ["a.csv", "a.csv.gz", "a.parquet", "a.tfrecord", "a.tfrecord.gz"]
 )
 @pytest.mark.parametrize("output", ["out.csv", "out.parquet", "out.tfrecord"])
-def test_scores_are_those_of_the_closed_form(models, tmp_path, small, source, output):
+def test_scores_are_those_of_the_closed_form(exact, tmp_path, small_blocks, source, output):
     table = frame()
     write(tmp_path / source, table)
     done = scoring.score_file(
-        models / "normalized",
+        exact / "normalized",
         tmp_path / source,
         tmp_path / output,
         keep=["id"],
@@ -68,24 +54,24 @@ def test_scores_are_those_of_the_closed_form(models, tmp_path, small, source, ou
     assert {p.name for p in tmp_path.iterdir()} == {source, output}
 
 
-def test_rows_count_through_the_files_of_a_folder(models, tmp_path, small):
+def test_rows_count_through_the_files_of_a_folder(exact, tmp_path, small_blocks):
     tables = [frame(70, seed) for seed in range(3)]
     (tmp_path / "in").mkdir()
     for name, table in zip(["part-0", "part-1", "part-2"], tables, strict=True):
         write(tmp_path / "in" / f"{name}.parquet", table)
     (tmp_path / "in" / "_SUCCESS").touch()
     out = tmp_path / "out.parquet"
-    scoring.score_file(models / "normalized", tmp_path / "in", out, ["a", "b", "c"])
+    scoring.score_file(exact / "normalized", tmp_path / "in", out, ["a", "b", "c"])
     got = read(out)
     np.testing.assert_array_equal(got["row"], range(210))
     np.testing.assert_allclose(got["log_density"], truth(pd.concat(tables)), atol=2e-5)
 
 
-def test_columns_are_taken_by_name(models, tmp_path):
+def test_columns_are_taken_by_name(exact, tmp_path):
     table = frame(20).assign(extra=1.0)[["extra", "c", "b", "id", "a"]]
     write(tmp_path / "in.csv", table)
     out = tmp_path / "out.csv"
-    scoring.score_file(models / "unknown", tmp_path / "in.csv", out, ["a", "b", "c"], keep=["a"])
+    scoring.score_file(exact / "unknown", tmp_path / "in.csv", out, ["a", "b", "c"], keep=["a"])
     got = read(out)
     # Without metadata nobody knows whether the density is normalised.
     assert list(got) == ["row", "unnormalized_log_density", "a"]
@@ -94,7 +80,7 @@ def test_columns_are_taken_by_name(models, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
-def test_kept_columns_keep_their_values(models, tmp_path, output):
+def test_kept_columns_keep_their_values(exact, tmp_path, output):
     table = frame(20)
     table.loc[3, "a"] = np.inf
     kept = {
@@ -107,30 +93,30 @@ def test_kept_columns_keep_their_values(models, tmp_path, output):
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=7)
     out = tmp_path / output
     source = tmp_path / "in.parquet"
-    assert scoring.score_file(models / "normalized", source, out, list("abc"), keep=[*kept]) == 1
+    assert scoring.score_file(exact / "normalized", source, out, list("abc"), keep=[*kept]) == 1
     got = read(out).drop(columns=["row", "log_density"])
     expected = pa.table(kept).to_pandas().drop(3).reset_index(drop=True)
     pd.testing.assert_frame_equal(got, expected, check_dtype=False, check_categorical=False)
 
 
-def test_an_empty_table_gives_an_empty_output(models, tmp_path):
+def test_an_empty_table_gives_an_empty_output(exact, tmp_path):
     for name in ("in.csv", "in.parquet", "in.tfrecord"):
         write(tmp_path / name, frame(0)[["a", "b", "c", "id"]])
         keep = [] if name == "in.tfrecord" else ["id"]
         out = tmp_path / "out.csv"
-        assert scoring.score_file(models / "normalized", tmp_path / name, out, keep=keep) == 0
+        assert scoring.score_file(exact / "normalized", tmp_path / name, out, keep=keep) == 0
         assert len(read(out)) == 0
         out.unlink()
 
 
-def test_conditions(models, tmp_path):
+def test_conditions(exact, tmp_path):
     table = frame(30).drop(columns="id").assign(k=np.arange(30) % 3 - 1.0)
     write(tmp_path / "in.parquet", table)
     out = tmp_path / "out.parquet"
     with pytest.raises(ValueError, match=r"`conditions` must be 1 of .*, got 0: none\."):
-        scoring.score_file(models / "conditional", tmp_path / "in.parquet", out, list("abc"))
+        scoring.score_file(exact / "conditional", tmp_path / "in.parquet", out, list("abc"))
     bad = scoring.score_file(
-        models / "conditional", tmp_path / "in.parquet", out, conditions=["k"], batch_rows=4
+        exact / "conditional", tmp_path / "in.parquet", out, conditions=["k"], batch_rows=4
     )
     assert bad == 10
     assert rejects(out) == dict.fromkeys(range(0, 30, 3), "log-density is nan")
@@ -153,7 +139,7 @@ def test_run_folder(tmp_path):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-5)
 
 
-def test_wrong_arguments(models, tmp_path):
+def test_wrong_arguments(exact, tmp_path):
     table = frame(5)
     csv, parquet = write(tmp_path / "in.csv", table), write(tmp_path / "in.parquet", table)
     record = write(tmp_path / "in.tfrecord", table)
@@ -173,7 +159,7 @@ def test_wrong_arguments(models, tmp_path):
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "uuid.parquet")
     table.assign(id=np.uint64(2**64 - 1)).to_parquet(tmp_path / "hash.parquet")
 
-    def message(source, output="out.csv", model=models / "normalized", **options):
+    def message(source, output="out.csv", model=exact / "normalized", **options):
         with pytest.raises((OSError, ValueError)) as info:
             scoring.score_file(model, source, tmp_path / output, **options)
         assert "\n" not in str(info.value)
@@ -212,10 +198,10 @@ def test_wrong_arguments(models, tmp_path):
     assert "`part_rows` must be an integer >= 1" in message(csv, keep=["id"], part_rows=0)
 
 
-def test_script(models, tmp_path, script, capsys, monkeypatch):
+def test_script(exact, tmp_path, script, capsys, monkeypatch):
     table = frame(50)
     source, out = write(tmp_path / "in.csv", table), tmp_path / "out.csv"
-    arguments = [str(models / "normalized"), f"--input={source}", f"--output={out}"]
+    arguments = [str(exact / "normalized"), f"--input={source}", f"--output={out}"]
     options = ["--columns", "a", "b", "c", "--keep", "id", "b", "--batch-size", "7"]
     assert script.main([*arguments, *options]) == 0
     got = read(out)

@@ -3,25 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-import scored
 import tensorflow as tf
 from scored import example, frame, read, rejects, truth, write
 
 from tfdde import scoring
 from tfdde.datasets import blocks, tfrecords
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return scored.save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Blocks of few rows, so that the tests' files have many."""
-    monkeypatch.setattr(blocks, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)
-
 
 BAD_CSV = {
     "1,2": "line must have 3 fields, got 2",
@@ -40,7 +26,7 @@ BAD_CSV = {
 
 @pytest.mark.parametrize("size", [1, 20, 3_000, 10**6])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_bad_lines_of_csv_are_rejected_and_no_others(models, tmp_path, monkeypatch, size, end):
+def test_bad_lines_of_csv_are_rejected_and_no_others(exact, tmp_path, monkeypatch, size, end):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
     table = frame(200)[["a", "b", "c"]]
     lines = [f'{a!r},"{b!r}", {c!r}' for a, b, c in table.astype(float).itertuples(index=False)]
@@ -51,7 +37,7 @@ def test_bad_lines_of_csv_are_rejected_and_no_others(models, tmp_path, monkeypat
     text = end.join(["a,b,c", *lines])
     (tmp_path / "in.csv").write_bytes(text.encode(errors="surrogateescape"))
     out = tmp_path / "out.csv"
-    bad = scoring.score_file(models / "normalized", tmp_path / "in.csv", out, part_rows=75)
+    bad = scoring.score_file(exact / "normalized", tmp_path / "in.csv", out, part_rows=75)
     assert bad == len(BAD_CSV)
     assert rejects(out) == {row: BAD_CSV[line] for row, line in places.items()}
     good = np.setdiff1d(np.arange(200), list(places))
@@ -61,7 +47,7 @@ def test_bad_lines_of_csv_are_rejected_and_no_others(models, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("size", [60, 10**6])
-def test_a_line_is_never_two_rows_nor_two_lines_one(models, tmp_path, monkeypatch, size):
+def test_a_line_is_never_two_rows_nor_two_lines_one(exact, tmp_path, monkeypatch, size):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
     table = frame(40)[["a", "b", "c"]].astype(float).assign(id=[f"row {i}" for i in range(40)])
     lines = [",".join(map(str, row)) for row in table.itertuples(index=False)]
@@ -80,7 +66,7 @@ def test_a_line_is_never_two_rows_nor_two_lines_one(models, tmp_path, monkeypatc
     lines[39] += "\r"
     (tmp_path / "in.csv").write_bytes("\n".join(["a,b,c,id", *lines]).encode())
     out = tmp_path / "out.parquet"
-    bad = scoring.score_file(models / "normalized", tmp_path / "in.csv", out, keep=["id"])
+    bad = scoring.score_file(exact / "normalized", tmp_path / "in.csv", out, keep=["id"])
     assert bad == len(places)
     assert rejects(out) == {row: reason for row, (_, reason) in places.items()}
     got, good = read(out), table.drop(list(places))
@@ -89,12 +75,12 @@ def test_a_line_is_never_two_rows_nor_two_lines_one(models, tmp_path, monkeypatc
     np.testing.assert_allclose(got["log_density"], truth(good), atol=2e-5)
 
 
-def test_a_file_of_bad_lines_only(models, tmp_path):
+def test_a_file_of_bad_lines_only(exact, tmp_path):
     for line in BAD_CSV:
         text = "a,b,c\n" + f"{line}\n" * 3
         (tmp_path / "in.csv").write_bytes(text.encode(errors="surrogateescape"))
         out = tmp_path / "out.csv"
-        bad = scoring.score_file(models / "normalized", tmp_path / "in.csv", out)
+        bad = scoring.score_file(exact / "normalized", tmp_path / "in.csv", out)
         assert (bad, len(read(out))) == (3, 0)
         assert rejects(out) == dict.fromkeys(range(3), BAD_CSV[line])
         out.unlink()
@@ -111,13 +97,13 @@ def test_a_value_is_read_alike_whatever_its_neighbours(neighbour):
     assert [r is None for r in reasons[1:]] == [True] * 5 + [False] * 5 + [True]
 
 
-def test_bad_values_of_parquet_are_rejected(models, tmp_path):
+def test_bad_values_of_parquet_are_rejected(exact, tmp_path):
     table = frame(30).astype({"a": float})
     table["b"] = pd.array([*range(29), None], "Int64")
     table.loc[3, "a"], table.loc[4, "c"], table.loc[5, "a"] = np.nan, np.inf, -1e300
     write(tmp_path / "in.parquet", table)
     out = tmp_path / "out.parquet"
-    bad = scoring.score_file(models / "normalized", tmp_path / "in.parquet", out, keep=["id"])
+    bad = scoring.score_file(exact / "normalized", tmp_path / "in.parquet", out, keep=["id"])
     assert bad == 4
     assert rejects(out) == {
         3: "column 'a' is missing",  # as pandas writes NaN
@@ -142,7 +128,7 @@ def frames(path):
 
 
 @pytest.mark.parametrize("keep", [[], ["id"]])
-def test_bad_records_are_rejected(models, tmp_path, small, keep):
+def test_bad_records_are_rejected(exact, tmp_path, small_blocks, keep):
     table = frame(200)
     records = [example(x, id=name.encode()) for *x, name in table.itertuples(index=False)]
     records[70] = b"no example"
@@ -163,10 +149,10 @@ def test_bad_records_are_rejected(models, tmp_path, small, keep):
     # The types of kept features are those of the first record, which is whole.
     if keep:
         with pytest.raises(ValueError, match=r"in\.tfrecord' cannot be read: record is corrupt"):
-            scoring.score_file(models / "normalized", path, out, keep=keep)
+            scoring.score_file(exact / "normalized", path, out, keep=keep)
         data[at[0] + 20] ^= 1
         path.write_bytes(data)
-    scoring.score_file(models / "normalized", path, out, keep=keep)
+    scoring.score_file(exact / "normalized", path, out, keep=keep)
     corrupt = "record is corrupt: it has another checksum"
     expected = {
         70: "record is not a tf.Example",
@@ -186,7 +172,7 @@ def test_bad_records_are_rejected(models, tmp_path, small, keep):
         assert got["id"].fillna("").tolist() == good["id"].fillna("").tolist()
 
 
-def test_a_corrupt_length_ends_a_file_but_not_the_folder(models, tmp_path):
+def test_a_corrupt_length_ends_a_file_but_not_the_folder(exact, tmp_path):
     tables = [frame(50, seed) for seed in (0, 1)]
     (tmp_path / "in").mkdir()
     first, _ = (
@@ -197,7 +183,7 @@ def test_a_corrupt_length_ends_a_file_but_not_the_folder(models, tmp_path):
     data[at[20] + 1] ^= 1
     first.write_bytes(data)
     out = tmp_path / "out.parquet"
-    assert scoring.score_file(models / "normalized", tmp_path / "in", out) == 1
+    assert scoring.score_file(exact / "normalized", tmp_path / "in", out) == 1
     assert list(rejects(out)) == [20]
     got = read(out)
     np.testing.assert_array_equal(got["row"], [*range(20), *range(21, 71)])
@@ -215,7 +201,7 @@ def test_checksum_is_crc_32c():
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.tfrecord"])
-def test_blocks_do_not_stay_in_memory(tmp_path, small, name):
+def test_blocks_do_not_stay_in_memory(tmp_path, small_blocks, name):
     """Of arrow; a file of many blocks takes no more of it than one of few."""
     most = []
     for rows in (1_000, 10_000):

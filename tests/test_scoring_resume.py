@@ -11,25 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import scored
 from scored import frame, read, rejects, truth, write
 
 from tfdde import scoring
-from tfdde.datasets import blocks
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return scored.save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Blocks of few rows, so that the tests' files have many."""
-    monkeypatch.setattr(blocks, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)
 
 
 class Killed(BaseException):
@@ -55,22 +41,22 @@ def watched(monkeypatch):
     return rows
 
 
-def test_goes_on_after_an_end_at_any_file(models, tmp_path, small, monkeypatch):
+def test_goes_on_after_an_end_at_any_file(exact, tmp_path, small_blocks, monkeypatch):
     table = frame(300)
     table.loc[7, "b"] = np.inf
     source = write(tmp_path / "in.parquet", table)
     whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     options = {"keep": ["id"], "part_rows": 100}
-    scoring.score_file(models / "normalized", source, whole, **options)
+    scoring.score_file(exact / "normalized", source, whole, **options)
     for step in range(6):  # the manifest, three parts, rejects, output
         with monkeypatch.context() as patch:
             interrupted(patch, step)
             with pytest.raises(Killed):
-                scoring.score_file(models / "normalized", source, out, **options)
+                scoring.score_file(exact / "normalized", source, out, **options)
         assert not out.exists()
         with monkeypatch.context() as patch:
             scored = watched(patch)
-            assert scoring.score_file(models / "normalized", source, out, **options) == 1
+            assert scoring.score_file(exact / "normalized", source, out, **options) == 1
         # Parts that are there are not scored again.
         assert scored == list(range(100 * min(max(step - 1, 0), 3), 300))
         assert out.read_bytes() == whole.read_bytes()
@@ -81,9 +67,9 @@ def test_goes_on_after_an_end_at_any_file(models, tmp_path, small, monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["before the manifest goes", "before the parts go"])
-def test_goes_on_after_an_end_behind_the_output(models, tmp_path, monkeypatch, when):
+def test_goes_on_after_an_end_behind_the_output(exact, tmp_path, monkeypatch, when):
     source, out = write(tmp_path / "in.parquet", frame(300)), tmp_path / "out.parquet"
-    arguments = models / "normalized", source, out, None, None, ["id"]
+    arguments = exact / "normalized", source, out, None, None, ["id"]
 
     unlink = Path.unlink
 
@@ -102,7 +88,7 @@ def test_goes_on_after_an_end_behind_the_output(models, tmp_path, monkeypatch, w
         with pytest.raises(FileExistsError, match="exists already"):
             scoring.score_file(*arguments)
         out.unlink()
-        scoring.score_file(models / "normalized" / "9", source, out, keep=["id"])
+        scoring.score_file(exact / "normalized" / "9", source, out, keep=["id"])
         assert out.read_bytes() != whole
     else:
         assert scoring.score_file(*arguments) == 0
@@ -110,17 +96,17 @@ def test_goes_on_after_an_end_behind_the_output(models, tmp_path, monkeypatch, w
     assert {p.name for p in tmp_path.iterdir()} == {"in.parquet", "out.parquet"}
 
 
-def test_another_input_model_or_option_is_refused(models, tmp_path, monkeypatch):
+def test_another_input_model_or_option_is_refused(exact, tmp_path, monkeypatch):
     table = frame(300).drop(columns="id")
     source, out = write(tmp_path / "in.csv", table), tmp_path / "out.csv"
     with monkeypatch.context() as patch:
         interrupted(patch, 2)
         with pytest.raises(Killed):
-            scoring.score_file(models / "normalized", source, out, part_rows=100)
+            scoring.score_file(exact / "normalized", source, out, part_rows=100)
 
     def message(model="normalized", **options):
         with pytest.raises(ValueError) as info:
-            scoring.score_file(models / model, source, out, **{"part_rows": 100} | options)
+            scoring.score_file(exact / model, source, out, **{"part_rows": 100} | options)
         assert "remove the folder to begin again" in str(info.value)
         return str(info.value)
 
@@ -142,19 +128,19 @@ def test_another_input_model_or_option_is_refused(models, tmp_path, monkeypatch)
     source.write_text(text)
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     with scoring._locked(Path(f"{out}.parts")), pytest.raises(ValueError, match="Another process"):
-        scoring.score_file(models / "normalized", source, out, part_rows=100)
-    assert scoring.score_file(models / "normalized", source, out, part_rows=100) == 0
+        scoring.score_file(exact / "normalized", source, out, part_rows=100)
+    assert scoring.score_file(exact / "normalized", source, out, part_rows=100) == 0
     np.testing.assert_allclose(read(out)["log_density"], truth(table), atol=2e-5)
 
 
-def test_goes_on_after_sigkill(models, tmp_path):
+def test_goes_on_after_sigkill(exact, tmp_path):
     """The script, killed at random moments, ends with the very bytes of an uninterrupted run."""
     table = frame(60_000)
     table.loc[[5, 59_999], "a"] = np.inf
     source = write(tmp_path / "in.parquet", table)
     options = {"keep": ["id"], "part_rows": 1_000}
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
-    scoring.score_file(models / "normalized", source, whole, **options)
+    scoring.score_file(exact / "normalized", source, whole, **options)
     code = (
         "import sys, time; from tfdde import scoring\n"
         "score = scoring.Scorer.score\n"
@@ -169,7 +155,7 @@ def test_goes_on_after_sigkill(models, tmp_path):
     for kill in (True, True, True, False):
         before = len(list(parts.glob("part-*")))
         process = subprocess.Popen(
-            [sys.executable, "-c", code, models / "normalized", source, out],
+            [sys.executable, "-c", code, exact / "normalized", source, out],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

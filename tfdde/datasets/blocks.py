@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tfdde.datasets import tfrecords
-from tfdde.datasets.tables import chosen_columns, csv_names, reading
+from tfdde.datasets.tables import chosen_columns, csv_names, parquet_names, reading
 
 try:
     import pyarrow as pa
@@ -199,9 +199,7 @@ class Source:
         if self.format == "csv":
             _check_header(file)
             return csv_names(file)
-        with reading(file):
-            names = pyarrow.parquet.read_schema(file).names
-        return [name for name in names if not name.startswith("__index_level_")]  # by pandas
+        return parquet_names(file)
 
     def _check(self, file: Path) -> Any:
         """Raise ValueError unless the file has the columns; the schema of those passed on."""
