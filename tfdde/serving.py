@@ -22,11 +22,9 @@ in place only if it agrees.  It carries its description, ``metadata.json`` and `
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
-import shutil
 import sys
 import tempfile
 import warnings
@@ -39,7 +37,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde import metadata, random
-from tfdde.callbacks import atomic
+from tfdde.callbacks import atomic, atomic_folder
 from tfdde.checks import check_integer
 from tfdde.counter import counter_normal
 from tfdde.density import DDE
@@ -149,7 +147,7 @@ def export_savedmodel(
         z = tf.concat([z[:0], *(generator._sample_latent(1, s) for s in seeds.tolist())], axis=0)
         yield "sample_rows", {"seed": seeds}, z
 
-    with _atomic_folder(path) as beside:
+    with atomic_folder(path) as beside:
         _save(functions, density, generator, beside)
         # Held in a name: its functions lose their variables when the module is collected.
         loaded = tf.saved_model.load(os.fspath(beside))
@@ -373,16 +371,3 @@ def _lite_runners(path: Path) -> dict[str, Any]:
     return {
         name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()
     }
-
-
-@contextlib.contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to write to, renamed to it on success and removed otherwise."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield beside
-        os.rename(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tfdde import serving
+from tfdde.callbacks import atomic_folder
 
 LITERT = "2.5.3"  # of @litertjs/core on npm, the version tested
 BATCH = 256  # rows of a call; the page pads
@@ -75,7 +76,7 @@ def write_page(
     for name in PACKAGES:
         if not (modules / "@litertjs" / name / "dist/index.js").is_file():
             raise FileNotFoundError(f"There is no @litertjs/{name} in {modules}.")
-    with serving._atomic_folder(output) as beside:
+    with atomic_folder(output) as beside:
         beside.mkdir()
         serving.export_tflite(
             beside / "model.tflite", density, generator, run, batch_size=batch_size
