@@ -9,11 +9,15 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+
+import tfdde
+from tfdde import metadata, runs
 
 ROOT = Path(__file__).parent.parent
 # Keras's own saving of weights makes NumPy 2 warn.
@@ -60,6 +64,14 @@ def files(folder):
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
+def data_hash(run, density):
+    """As an export of the run tells it."""
+    errors = {"log_density": 0.0, "log_density_nats": 0.0}
+    about = metadata.facts(density, None, {}, errors, 1e-5, run)
+    assert f"Checksum of the data: {about['data_hash']}." in metadata.card(about)
+    return about["data_hash"]
+
+
 EXPECTED = {
     "config.json",
     "checkpoint/density.weights.h5",
@@ -86,6 +98,8 @@ def test_toy(script, tmp_path, capsys, one_level):
     assert generator.sample(3, seed=1).shape == (3, 2)
     density = keras.saving.load_model(folder / "density.keras")
     assert density.log_density(np.zeros((3, 2)), normalized=False).shape == (3,)
+    points = tfdde.datasets.sample_toy("checkerboard", toy.POOL, seed=0)
+    assert data_hash(folder, density) == f"crc32:{zlib.crc32(points.tobytes()):08x}"
 
     # A second run does not overwrite the first, and another one is not its continuation.
     assert toy.main(args) == 2
@@ -117,6 +131,19 @@ def test_images(script, tmp_path, idx_folder, name, options):
     images = generator.sample(2, seed=1).numpy()
     assert images.shape == (2, 28, 28, 3 if name == "stacked_mnist" else 1)
     assert images.min() >= 0 and images.max() <= 1
+
+    loader = getattr(tfdde.datasets, f"load_{name}")
+    checksum = zlib.crc32(loader(idx_folder).x_train.tobytes())
+    assert data_hash(folder, density) == f"crc32:{checksum:08x}"
+
+
+def test_a_run_does_not_go_on_with_other_images(script, tmp_path, idx_folder, capsys):
+    mnist, folder = script("mnist"), tmp_path / "run"
+    args = [f"--data-dir={idx_folder}", f"--output={folder}"]
+    # As of a run that was killed at once.
+    runs.Run(folder, vars(mnist.parse(args, "mnist")) | {"checksum": 1})
+    assert mnist.main([*args, "--resume"]) == 2
+    assert "was started with checksum = 1, not " in capsys.readouterr().err
 
 
 def test_missing_data_is_one_sentence(script, tmp_path, capsys):

@@ -15,6 +15,7 @@ Everything lands in --output; Ctrl-C at any time, then --resume.
 
 import argparse
 import sys
+import zlib
 from typing import Any
 
 import keras
@@ -127,7 +128,8 @@ def main(argv=None, dataset="mnist"):
     except ValueError as error:
         raise runs.RunError(f"the data are damaged: {error}") from None
     x = data.x_train
-    run = runs.Run(args.output, vars(args), args.resume)
+    # With the checksum, a run is not resumed on other images.
+    run = runs.Run(args.output, vars(args) | {"checksum": zlib.crc32(x.tobytes())}, args.resume)
     keras.utils.set_random_seed(args.seed)
 
     many = args.sigma_max > args.sigma

@@ -14,6 +14,7 @@ Everything lands in --output; Ctrl-C at any time, then --resume.
 
 import argparse
 import sys
+import zlib
 
 import keras
 
@@ -103,7 +104,8 @@ def main(argv=None):
 
     # Points (rows, 2).
     x = datasets.sample_toy(args.dataset, POOL, args.seed)
-    run = runs.Run(args.output, vars(args), args.resume)
+    # With the checksum, a run is not resumed on other points.
+    run = runs.Run(args.output, vars(args) | {"checksum": zlib.crc32(x.tobytes())}, args.resume)
     keras.utils.set_random_seed(args.seed)
 
     many = args.sigma_max > args.sigma
