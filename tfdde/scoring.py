@@ -296,7 +296,7 @@ def _write_parts(
     parts = []
     # No moving bar in a log file.
     bar = keras.utils.Progbar(source.rows(), unit_name="row", verbose=1 + (not sys.stdout.isatty()))
-    pieces = _cut(iter(source), part_rows)
+    pieces = _cut(source.blocks(), part_rows)
     for number, group in itertools.groupby(pieces, key=lambda b: int(b.rows[0]) // part_rows):
         path = folder / f"part-{number:06d}.parquet"
         parts.append(path)

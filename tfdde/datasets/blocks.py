@@ -7,23 +7,25 @@ folder in the order of their names.  The names of the columns are the first line
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfdde.datasets import tfrecords
-from tfdde.datasets.tables import chosen_columns, csv_names, parquet_names, reading
+from tfdde.datasets.tables import chosen_columns, parquet_schema, reading
 
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.csv
     import pyarrow.parquet
+
+    from tfdde.datasets import csv_lines
 except ImportError:
     raise ImportError("Blocks of tables need pyarrow: pip install 'tfdde[tables]'.") from None
 
@@ -46,19 +48,21 @@ class Block:
         values: float32 (rows, columns), anything where there is a reason.
         reasons: why a row is bad; None where it is good.
         kept: pyarrow table of the columns that are only passed on.
+        file: number of the file that they are of, and the position of its first row.
     """
 
     rows: np.ndarray
     values: np.ndarray
     reasons: list[str | None]
     kept: Any
+    file: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, part: slice) -> Block:
         kept = self.kept.slice(part.start, part.stop - part.start)
-        return Block(self.rows[part], self.values[part], self.reasons[part], kept)
+        return Block(self.rows[part], self.values[part], self.reasons[part], kept, self.file)
 
 
 def format_of(path: str | os.PathLike) -> str | None:
@@ -118,13 +122,13 @@ def _wrong(value: Any) -> str:
     return f"must be finite in float32, got {value}"
 
 
-@dataclass(frozen=True)
 class Source:
-    """A file, or the files of a folder, to be read in blocks.
+    """A file, or several, to be read in blocks.
 
     Args:
         path: a CSV file with a header (.csv, .csv.gz), a Parquet file (.parquet), a file of
-            tf.Example (.tfrecord, also in shards; .gz), or a folder of one kind of them.
+            tf.Example (.tfrecord, also in shards; .gz), or a folder of one kind of them, or a
+            pattern of their paths, as "parts/*.csv".
         columns: names of the columns of a table that hold the rows; by default all but those of
             ``conditions`` and ``keep``.  Not for TFRecord, whose feature ``x`` holds a row.
         conditions: names of the columns with the conditions, if there are any; not for TFRecord,
@@ -134,7 +138,9 @@ class Source:
         condition_dim: entries of its condition.
 
     Attributes:
-        files: their paths.
+        files: their paths, in order.
+        format: one of ``SUFFIXES``.
+        columns, conditions, keep: as given, or chosen.
         schema: pyarrow schema of the columns that are passed on: text if from CSV.
 
     Raises:
@@ -143,45 +149,39 @@ class Source:
             is not of numbers, or another number of columns than ``width``.
     """
 
-    path: Path
-    columns: Sequence[str] | None
-    conditions: Sequence[str] | None
-    keep: Sequence[str]
-    width: int
-    condition_dim: int = 0
-    files: list[Path] = field(init=False)
-    schema: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        set_ = object.__setattr__  # the rest is fixed from here on
-        set_(self, "files", _files(self.path))
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str] | None,
+        conditions: Sequence[str] | None,
+        keep: Sequence[str],
+        width: int,
+        condition_dim: int = 0,
+    ):
+        self.columns, self.conditions, self.keep = columns, conditions, keep
+        self.width, self.condition_dim = width, condition_dim
+        self.files = _files(path)
+        self.format = format_of(self.files[0]) or ""
         if self.format == "tfrecord":
-            if self.columns or self.conditions:
+            if columns or conditions:
                 raise ValueError(
                     "`columns` and `conditions` must be left out for TFRecord, whose features "
-                    f"`x` and `condition` hold the rows, got {self.columns or self.conditions!r}."
+                    f"`x` and `condition` hold the rows, got {columns or conditions!r}."
                 )
-            set_(self, "schema", tfrecords.schema(self.files, self.keep))
+            self.schema = tfrecords.schema(self.files, keep)
             return
-        first = self.names(self.files[0])
-        columns, conditions = choose(
-            first,
-            self.columns,
-            self.conditions,
-            self.keep,
-            self.width,
-            self.condition_dim,
-            self.files[0],
+        read = parquet_schema if self.format == "parquet" else csv_lines.schema
+        self._schemas = [read(file) for file in self.files]
+        self.columns, self.conditions = choose(
+            self._schemas[0].names, columns, conditions, keep, width, condition_dim, self.files[0]
         )
-        set_(self, "columns", columns)
-        set_(self, "conditions", conditions)
-        schemas = [self._check(file) for file in self.files]
-        set_(self, "schema", schemas[0])
-
-    @property
-    def format(self) -> str:
-        """One of ``SUFFIXES``."""
-        return format_of(self.files[0]) or ""
+        for file, schema in zip(self.files, self._schemas, strict=True):
+            for chosen in filter(None, (self.used, keep)):
+                chosen_columns(chosen, schema.names, file)
+            if self.format == "parquet":
+                for name in self.used:
+                    check_numeric(name, schema.field(name).type, file)
+        self.schema = plain(pa.schema([self._schemas[0].field(name) for name in keep]))
 
     @property
     def used(self) -> list[str]:
@@ -194,76 +194,86 @@ class Source:
             return None
         return sum(pyarrow.parquet.read_metadata(file).num_rows for file in self.files)
 
-    def names(self, file: Path) -> list[str]:
-        """Names of the columns of a table."""
-        if self.format == "csv":
-            _check_header(file)
-            return csv_names(file)
-        return parquet_names(file)
-
-    def _check(self, file: Path) -> Any:
-        """Raise ValueError unless the file has the columns; the schema of those passed on."""
-        names = self.names(file)
-        for chosen in (self.used, self.keep):
-            if chosen:
-                chosen_columns(chosen, names, file)
-        if self.format == "csv":
-            return pa.schema([(name, pa.string()) for name in self.keep])
-        schema = pyarrow.parquet.read_schema(file)
-        for name in self.used:
-            check_numeric(name, schema.field(name).type, file)
-        return plain(pa.schema([schema.field(name) for name in self.keep]))
-
     def __iter__(self) -> Iterator[Block]:
-        read = {"csv": self._csv, "parquet": self._parquet, "tfrecord": self._tfrecord}
-        start = 0
-        for file in self.files:
-            with reading(file):
-                for block in read[self.format](file, start):
-                    start += len(block)
-                    yield block
+        return self.blocks()
 
-    def _parquet(self, file: Path, start: int) -> Iterator[Block]:
+    def blocks(self, first: int = 0, file: tuple[int, int] = (0, 0)) -> Iterator[Block]:
+        """The rows from position ``first`` on, and maybe some before, in blocks.
+
+        The blocks are the same from wherever one begins.
+
+        Args:
+            first: rows before it are left unread where the format allows it, or unparsed.
+            file: as ``Block.file`` of that row, or of one before.
+        """
+        read = {"csv": self._csv, "parquet": self._parquet, "tfrecord": self._tfrecord}
+        number, start = file
+        while number < len(self.files):
+            with reading(self.files[number]):
+                start = yield from read[self.format]((number, start), first)
+            number += 1
+
+    def _parquet(self, file: tuple[int, int], first: int) -> Generator[Block, None, int]:
+        number, start = file
         names = list(dict.fromkeys([*self.used, *self.keep]))
         size = min(max(BLOCK_VALUES // len(names), 1), BLOCK_ROWS)
         # With a buffer a row group isn't read as a whole; pre-buffered, the file would stay.
         with pyarrow.parquet.ParquetFile(
-            file, buffer_size=BLOCK_BYTES, pre_buffer=False
+            self.files[number], buffer_size=BLOCK_BYTES, pre_buffer=False
         ) as parquet:
-            for batch in parquet.iter_batches(size, columns=names):
-                table = pa.Table.from_batches([batch])
-                yield self.block(table, start)
-                start += len(table)
+            for groups, rows in _spans(parquet.metadata, size):
+                if start + rows <= first:
+                    start += rows
+                    continue
+                for batch in parquet.iter_batches(size, groups, names):
+                    yield self._block(pa.Table.from_batches([batch]), start, file)
+                    start += len(batch)
+        return start
 
-    def block(self, table: Any, start: int) -> Block:
+    def _block(self, table: Any, start: int, file: tuple[int, int]) -> Block:
         """The block of a pyarrow table, whose first row is number ``start``."""
         values, reasons = numbers(table, self.used)
         kept = table.select(self.keep).cast(self.schema)
-        return Block(np.arange(start, start + len(table)), values, reasons, kept)
+        return Block(np.arange(start, start + len(table)), values, reasons, kept, file)
 
-    def _csv(self, file: Path, start: int) -> Iterator[Block]:
-        names = csv_names(file)
-        with tfrecords.open_bytes(file) as f:
+    def _csv(self, file: tuple[int, int], first: int) -> Generator[Block, None, int]:
+        number, start = file
+        with tfrecords.open_bytes(self.files[number]) as f:
             f.readline()  # the names
             while lines := f.readlines(BLOCK_BYTES):
-                if not (lines := [line for line in lines if line.strip()]):
-                    continue
-                table, wrong = parse_lines(lines, names)
-                block = self.block(table, start)
-                for i, reason in wrong.items():
-                    block.reasons[i] = reason
-                yield block
+                lines = [line for line in lines if line.strip()]
+                if lines and start + len(lines) > first:
+                    table, wrong = csv_lines.parse(lines, self._schemas[number].names)
+                    block = self._block(table, start, file)
+                    for i, reason in wrong.items():
+                        block.reasons[i] = reason
+                    yield block
                 start += len(lines)
+        return start
 
-    def _tfrecord(self, file: Path, start: int) -> Iterator[Block]:
-        with tfrecords.open_bytes(file) as f:
+    def _tfrecord(self, file: tuple[int, int], first: int) -> Generator[Block, None, int]:
+        number, start = file
+        with tfrecords.open_bytes(self.files[number]) as f:
             for records, wrong in tfrecords.read(f, BLOCK_ROWS, BLOCK_BYTES):
-                values, reasons, kept = tfrecords.parse(
-                    records, wrong, self.width, self.condition_dim, self.schema
-                )
-                rows = np.arange(start, start + len(records))
-                yield Block(rows, values, reasons, kept)
+                if start + len(records) > first:
+                    values, reasons, kept = tfrecords.parse(
+                        records, wrong, self.width, self.condition_dim, self.schema
+                    )
+                    rows = np.arange(start, start + len(records))
+                    yield Block(rows, values, reasons, kept, file)
                 start += len(records)
+        return start
+
+
+def _spans(metadata: Any, size: int) -> Iterator[tuple[list[int], int]]:
+    """Row groups that are read together, and how many rows they have: ``size`` or more."""
+    groups, rows = [], 0
+    for i in range(metadata.num_row_groups):
+        groups.append(i)
+        rows += metadata.row_group(i).num_rows
+        if rows >= size or i == metadata.num_row_groups - 1:
+            yield groups, rows
+            groups, rows = [], 0
 
 
 def choose(
@@ -310,96 +320,19 @@ def check_numeric(name: str, kind: Any, path: str | os.PathLike) -> None:
         raise ValueError(f"Column {name!r} of {str(path)!r} must be numeric, got type {kind}.")
 
 
-def parse_lines(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int, str]]:
-    """Lines of a CSV file as a table of text; a row of nulls where one is wrong, and why."""
-    wrong: dict[int, str] = {}
-    text = b"".join(lines)
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        for i, line in enumerate(lines):
-            if line.decode(errors="ignore").encode() != line:
-                wrong[i] = "line is not UTF-8"
-    if b'"' in text:
-        wrong |= {
-            i: "line has an open quote" for i, line in enumerate(lines) if line.count(b'"') % 2
-        }
-    whole = [i for i in range(len(lines)) if i not in wrong]
-    rows, invalid = _parse_whole([lines[i] for i in whole], names)
-    wrong |= {whole[i]: reason for i, reason in invalid.items()}
-    if wrong:
-        order = np.cumsum([i not in wrong for i in range(len(lines))]) - 1
-        absent = np.isin(np.arange(len(lines)), list(wrong))
-        rows = rows.take(pa.array(order, mask=absent))
-    return rows, wrong
-
-
-def _parse_whole(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int, str]]:
-    """Table of the lines that are right, and why each other one is wrong."""
-    if not lines:
-        return pa.table({name: pa.array([], pa.string()) for name in names}), {}
-    text = b"".join(lines)
-    # Within a line a carriage return may make two rows of it; the rest can only make one of many.
-    if len(lines) == 1 or text.count(b"\r") == text.count(b"\r\n"):
-        rows, wrong = _parse(text, names)
-        if len(rows) + len(wrong) == len(lines):
-            return rows, wrong
-        if len(lines) == 1:
-            reason = "line is not one row: it has a stray carriage return or quote"
-            return rows.slice(0, 0), {0: reason}
-    middle = len(lines) // 2
-    first, wrong = _parse_whole(lines[:middle], names)
-    second, more = _parse_whole(lines[middle:], names)
-    return pa.concat_tables([first, second]), wrong | {middle + i: r for i, r in more.items()}
-
-
-def _parse(text: bytes, names: Sequence[str]) -> tuple[Any, dict[int, str]]:
-    """Table of the rows of CSV that have as many fields as names, and why the others are wrong."""
-    wrong: dict[int, str] = {}
-
-    def skip(row: Any) -> str:
-        wrong[row.number - 1] = (
-            f"line must have {row.expected_columns} fields, got {row.actual_columns}"
-        )
-        return "skip"
-
-    rows = pyarrow.csv.read_csv(
-        pa.py_buffer(text),
-        # One thread: several don't count the rows.
-        read_options=pyarrow.csv.ReadOptions(
-            use_threads=False, block_size=2 * len(text), column_names=names
-        ),
-        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    )
-    return rows, wrong
-
-
-def _check_header(file: Path) -> None:
-    """Raise ValueError unless the names of a CSV file are one line, its first."""
-    with reading(file), tfrecords.open_bytes(file) as f:
-        line = f.readline(BLOCK_BYTES)
-    if line and (not line.strip() or line.count(b'"') % 2 or b"\r" in line.rstrip(b"\r\n")):
-        raise ValueError(
-            f"The first line of {str(file)!r} must hold the names of the columns and end in a line "
-            f"feed, got {line[:40].decode(errors='replace')!r}."
-        )
-
-
 def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and p.name[0] not in "._")
-    elif path.is_file():
+    if path.is_file():
         files = [path]
     else:
+        found = path.iterdir() if path.is_dir() else map(Path, glob.glob(os.fspath(path)))
+        files = sorted(p for p in found if p.is_file() and p.name[0] not in "._")
+    if not files and not path.is_dir():
         raise FileNotFoundError(f"Input {str(path)!r} does not exist.")
     formats = {format_of(file) for file in files}
     if len(formats) != 1 or None in formats:
         got = f"got {len(files)} files, {', '.join(p.name for p in files[:5]) or 'none'}"
         raise ValueError(
             f"Input {str(path)!r} must end in .csv, .csv.gz, .parquet or .tfrecord, or be a folder "
-            f"of one kind of them, {got}."
+            f"or a pattern of one kind of them, {got}."
         )
     return files

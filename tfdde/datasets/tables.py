@@ -144,13 +144,13 @@ def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]
     return frame.iloc[:, chosen], [names[i] for i in chosen]
 
 
-def parquet_names(path: Path) -> list[str]:
-    """The names of the columns of a Parquet file, without those of an index that pandas added."""
+def parquet_schema(path: Path) -> Any:
+    """The arrow schema of a Parquet file, without the columns of an index that pandas added."""
     import pyarrow.parquet
 
     with reading(path):
-        names = pyarrow.parquet.read_schema(path).names
-    return [name for name in names if not name.startswith("__index_level_")]
+        schema = pyarrow.parquet.read_schema(path)
+    return pyarrow.schema([f for f in schema if not f.name.startswith("__index_level_")])
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
@@ -159,7 +159,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[
         import pyarrow.parquet
     except ImportError:
         raise ImportError("Reading Parquet needs pyarrow: pip install 'tfdde[tables]'.") from None
-    names = parquet_names(path)
+    names = parquet_schema(path).names
     chosen = [names[i] for i in chosen_columns(columns, names, path)]
     with reading(path):
         # The path itself, not a data set of which it may be a part: partitioning=None.
