@@ -1,8 +1,8 @@
 """Score the rows of a file of any size by a trained density.
 
     python export/score.py runs/sales/savedmodel --input big.parquet --output scores.parquet
-    python export/score.py runs/sales --input parts/ --output scores.csv --columns price weight \
-        --keep id
+    python export/score.py runs/sales --input 'parts/*.csv' --output scores.csv \
+        --columns price weight --keep id --anomaly-score
 
 After Ctrl-C, a kill or a crash the same command goes on; see docs/scoring.md.
 """
@@ -19,13 +19,13 @@ REJECTED = 3
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Write the log-density of each row of a CSV, Parquet or TFRecord file, or of "
-        "a folder of such files, in constant memory. Bad rows go to OUTPUT.rejects.csv.",
+        "several, in constant memory. Bad rows go to OUTPUT.rejects.csv.",
         epilog="Exit code: 0; 2 if an argument or a file is wrong; 3 if rows were rejected, "
         "though all others are scored; 130 after Ctrl-C. Interrupted, the same command goes on.",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="SavedModel, folder of its versions, or run folder")
-    add("--input", metavar="FILE", required=True, help="file or folder to read")
+    add("--input", metavar="FILE", required=True, help="file, folder or quoted pattern to read")
     add("--output", metavar="FILE", required=True, type=Path, help=".csv, .parquet or .tfrecord")
     add(
         "--columns",
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--conditions", nargs="+", metavar="NAME", help="columns of its condition [none]")
     add("--keep", nargs="+", metavar="NAME", default=[], help="columns to pass on [none]")
+    add("--anomaly-score", action="store_true", help="add anomaly_score, the negative log-density")
     add("--batch-size", type=runs.positive_int, help="rows of a call of the model [up to 8192]")
     args = parser.parse_args(argv)
     try:
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             args.conditions,
             args.keep,
             args.batch_size,
+            anomaly_score=args.anomaly_score,
         )
     except KeyboardInterrupt:
         print("\nTo continue, run the same command again.", file=sys.stderr)
@@ -55,7 +57,6 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"Wrote {args.output}")
     if rejected:
         print(f"{rejected} rows were rejected: see {args.output}.rejects.csv", file=sys.stderr)
         return REJECTED

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import keras
@@ -51,7 +52,7 @@ def test_scores_are_those_of_the_closed_form(exact, tmp_path, small_blocks, sour
     np.testing.assert_array_equal(got["row"], range(ROWS))
     np.testing.assert_array_equal(got["id"], table["id"])
     np.testing.assert_allclose(got["log_density"], truth(table), atol=2e-5)
-    assert {p.name for p in tmp_path.iterdir()} == {source, output}
+    assert {p.name for p in tmp_path.iterdir()} == {source, output, f"{output}.json"}
 
 
 def test_rows_count_through_the_files_of_a_folder(exact, tmp_path, small_blocks):
@@ -65,6 +66,52 @@ def test_rows_count_through_the_files_of_a_folder(exact, tmp_path, small_blocks)
     got = read(out)
     np.testing.assert_array_equal(got["row"], range(210))
     np.testing.assert_allclose(got["log_density"], truth(pd.concat(tables)), atol=2e-5)
+
+
+def test_input_is_a_pattern(exact, tmp_path):
+    tables = {name: frame(20, seed) for seed, name in enumerate(["b-2", "b-1", "a[1]"])}
+    for name, table in tables.items():
+        write(tmp_path / f"{name}.csv", table)
+    out = tmp_path / "out.parquet"
+    for pattern, names in (("b-*.csv", ["b-1", "b-2"]), ("a[1].csv", ["a[1]"])):
+        scoring.score_file(exact / "normalized", tmp_path / pattern, out, list("abc"))
+        expected = truth(pd.concat([tables[name] for name in names]))
+        np.testing.assert_allclose(read(out)["log_density"], expected, atol=2e-5)
+        out.unlink()
+    with pytest.raises(FileNotFoundError, match=r"Input '.*c\*\.csv' does not exist\."):
+        scoring.score_file(exact / "normalized", tmp_path / "c*.csv", out)
+
+
+def test_anomaly_scores(exact, tmp_path):
+    """They are as `DDE.anomaly_score` defines them."""
+    table = frame(30).drop(columns="id")
+    table.loc[4, "a"] = np.nan
+    source, out = write(tmp_path / "in.csv", table), tmp_path / "out.csv"
+    good = table.drop(4)
+    for model, name in (("normalized", "log_density"), ("unknown", "unnormalized_log_density")):
+        scoring.score_file(exact / model, source, out, anomaly_score=True)
+        got = read(out)
+        assert list(got) == ["row", name, "anomaly_score"]
+        np.testing.assert_allclose(got["anomaly_score"], -truth(good), atol=2e-5)
+        out.unlink()
+    assert list(rejects(out)) == [4]
+    table.assign(anomaly_score=1.0).to_csv(source, index=False)
+    with pytest.raises(ValueError, match="must not name 'anomaly_score'"):
+        scoring.score_file(
+            exact / "normalized", source, out, keep=["anomaly_score"], anomaly_score=True
+        )
+
+
+def test_conditional_anomaly_scores_need_log_z(exact, tmp_path):
+    source = write(tmp_path / "in.csv", frame(3).drop(columns="id").assign(k=1.0))
+    model, out = tmp_path / "model", tmp_path / "out.csv"
+    arguments = {"conditions": ["k"], "anomaly_score": True}
+    shutil.copytree(exact / "conditional" / "10", model)
+    scoring.score_file(model, source, out, **arguments)
+    assert list(read(out)) == ["row", "log_density", "anomaly_score"]
+    (model / "assets.extra" / "metadata.json").unlink()
+    with pytest.raises(ValueError, match="must be left out for a conditional density without"):
+        scoring.score_file(model, source, tmp_path / "b.csv", **arguments)
 
 
 def test_columns_are_taken_by_name(exact, tmp_path):
@@ -209,6 +256,20 @@ def test_script(exact, tmp_path, script, capsys, monkeypatch):
     np.testing.assert_allclose(got["log_density"], truth(table), atol=2e-5)
     assert capsys.readouterr().out.endswith(f"Wrote {out}\n")
 
+    # Once more it does nothing, and says so; and another command does not replace it.
+    before = out.stat()
+    assert script.main([*arguments, *options]) == 0
+    assert capsys.readouterr().out == (
+        f"{out} is complete already, of the same input, model and options.\n"
+    )
+    assert out.stat() == before
+    assert script.main([*arguments, *options, "--anomaly-score"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {out} exists already and has the scores for another anomaly_score (False, not "
+        "True): remove it, or choose another output.\n"
+    )
+    assert out.stat() == before
+    Path(f"{out}.json").unlink()
     assert script.main([*arguments, *options]) == 2
     error = capsys.readouterr().err
     assert error == f"error: {out} exists already: remove it, or choose another output.\n"
@@ -225,6 +286,7 @@ def test_script(exact, tmp_path, script, capsys, monkeypatch):
 
     table.loc[3, "c"] = np.nan
     write(source, table)
-    assert script.main([*arguments, *options]) == 3
-    assert "1 rows were rejected" in capsys.readouterr().err
-    assert rejects(out) == {3: "column 'c' is missing"}
+    for _ in range(2):
+        assert script.main([*arguments, *options]) == 3
+        assert "1 rows were rejected" in capsys.readouterr().err
+        assert rejects(out) == {3: "column 'c' is missing"}

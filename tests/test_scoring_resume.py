@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from scored import frame, read, rejects, truth, write
 
 from tfdde import scoring
+from tfdde.datasets import tfrecords
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,15 +87,85 @@ def test_goes_on_after_an_end_behind_the_output(exact, tmp_path, monkeypatch, wh
     whole = out.read_bytes()
     if "parts" in when:
         # It is complete; and what is left counts for no other call.
-        with pytest.raises(FileExistsError, match="exists already"):
-            scoring.score_file(*arguments)
+        with pytest.raises(FileExistsError, match="has the scores for another model: remove it"):
+            scoring.score_file(exact / "normalized" / "9", *arguments[1:])
         out.unlink()
         scoring.score_file(exact / "normalized" / "9", source, out, keep=["id"])
         assert out.read_bytes() != whole
     else:
         assert scoring.score_file(*arguments) == 0
         assert out.read_bytes() == whole
-    assert {p.name for p in tmp_path.iterdir()} == {"in.parquet", "out.parquet"}
+    made = {"in.parquet", "out.parquet", "out.parquet.json"}
+    assert {p.name for p in tmp_path.iterdir()} == made
+
+
+def test_a_finished_call_is_not_repeated_nor_another_taken_for_it(exact, tmp_path, monkeypatch):
+    table = frame(300)
+    table.loc[7, "b"] = np.inf
+    source, out = write(tmp_path / "in.parquet", table), tmp_path / "out.csv"
+    arguments = exact / "normalized", source, out, list("abc"), None, ["id"]
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring.shutil, "rmtree", lambda *_, **__: None)
+        assert scoring.score_file(*arguments) == 1
+    before, scored = out.stat(), watched(monkeypatch)
+    assert scoring.score_file(*arguments) == 1
+    assert scored == [] and out.stat() == before
+    assert not (tmp_path / "out.csv.parts").exists()
+
+    def refused(*arguments, **options):
+        with pytest.raises(FileExistsError, match="remove it, or choose another output") as info:
+            scoring.score_file(*arguments, **options)
+        assert not (tmp_path / "out.csv.parts").exists()
+        return str(info.value)
+
+    assert "another batch_rows" in refused(*arguments, batch_rows=5)
+    assert "another keep (['id'], not ['id', 'a'])" in refused(*arguments[:-1], ["id", "a"])
+    write(source, table.assign(b=0.0))
+    assert "another input:" in refused(*arguments)
+    for changed in (Path(f"{out}.rejects.csv"), out):
+        text = changed.read_text()
+        changed.write_text(text + "1\n")
+        assert "exists already and was changed since it was written" in refused(*arguments)
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet", "tfrecord"])
+def test_what_is_done_is_not_read_again(exact, tmp_path, small_blocks, monkeypatch, end):
+    """Files, row groups of Parquet; and of others no row is parsed again."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    table = frame(1_000)
+    for i, start in enumerate(range(0, 1_000, 500)):  # row groups of 300 and 200
+        write(folder / f"{i}.{end}", table[start : start + 500])
+    out, whole = tmp_path / "out.parquet", tmp_path / "whole.parquet"
+    options = {"keep": ["id"], "part_rows": 150}
+    scoring.score_file(exact / "normalized", folder, whole, **options)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 7)  # 6 parts are done, 900 rows
+        with pytest.raises(Killed):
+            scoring.score_file(exact / "normalized", folder, out, **options)
+    parsed = []
+    block = scoring.Source.blocks
+    monkeypatch.setattr(
+        scoring.Source,
+        "blocks",
+        lambda *a: (parsed.extend(b.rows) or b for b in block(*a)),
+    )
+    opened = []
+    for where, name in ((pq, "ParquetFile"), (tfrecords, "open_bytes")):
+        function = getattr(where, name)
+        monkeypatch.setattr(
+            where, name, lambda f, *a, _=function, **b: opened.append(Path(f).name) or _(f, *a, **b)
+        )
+    scored = watched(monkeypatch)
+    assert scoring.score_file(exact / "normalized", folder, out, **options) == 0
+    assert scored == list(range(900, 1_000))
+    # The row group that holds row 900 begins at row 800; a block of the others has up to 64 rows.
+    assert parsed == list(range(parsed[0], 1_000))
+    assert parsed[0] == 800 if end == "parquet" else 900 - 64 < parsed[0] <= 900
+    inputs = [name for name in opened if name.endswith(end) and name[0] in "01"]
+    first = ["0.tfrecord"] if end == "tfrecord" else []  # where the types are found
+    assert inputs == [*first, f"1.{end}"]
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_another_input_model_or_option_is_refused(exact, tmp_path, monkeypatch):
@@ -176,5 +248,5 @@ def test_goes_on_after_sigkill(exact, tmp_path):
     assert len(pd.read_csv(out)) == 59_998
     assert list(rejects(out)) == [5, 59_999] == list(rejects(whole))
     assert {p.name for p in tmp_path.iterdir()} == {"in.parquet"} | {
-        f"{name}{end}" for name in ("whole.csv", "out.csv") for end in ("", ".rejects.csv")
+        f"{name}{end}" for name in ("whole.csv", "out.csv") for end in ("", ".json", ".rejects.csv")
     }

@@ -107,7 +107,7 @@ class _Score(beam.DoFn):
         values, reasons = blocks.numbers(table, used)
         kept = table.select(self.keep)
         kept = kept.cast(blocks.plain(kept.schema))
-        scoring.check_kept(kept.schema, scorer.name)
+        scoring.check_kept(kept.schema, scorer.names)
         scored = scorer.score(blocks.Block(np.arange(len(table)), values, reasons, kept))
         good = pc.is_null(scored.column("reason"))
         for name, rows, tag in (

@@ -7,14 +7,14 @@ The output grows in a folder beside it, ``scores.parquet.parts``::
 
 each file of which is renamed into place when it is whole.  The same call again skips the parts
 that are there.  At the end they become the output and the file of rejects, and the folder goes.
-A row is in one part, by its position, so none can be lost or repeated.
+A row is in one part, by its position, so none can be lost or repeated.  ``scores.parquet.json``
+then tells what the output is made of, and the same call finds nothing to do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -28,21 +28,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde import serving, verify
+from tfdde import manifest, serving, verify
 from tfdde.callbacks import atomic
 from tfdde.checks import check_integer
+from tfdde.datasets import tfrecords
 from tfdde.datasets.blocks import Block, Source, format_of, pa, pc
 from tfdde.datasets.tables import reading
 
 PART_ROWS = 250_000  # of a part: what a kill may lose
 BATCH_VALUES, BATCH_ROWS = 2**18, 2**13  # of a call of the model, at most
+FILE = b"file"  # the key of `Block.file` of the last row of a part
 UNWRITABLE = {  # formats, and types of arrow some of whose values they can't hold
     ("csv", "binary"),
     ("csv", "large_binary"),
     ("csv", "fixed_size_binary"),
     ("tfrecord", "uint64"),
 }
-HEAD = 2**20  # bytes of an input file whose checksum the manifest has
 
 
 class Scorer:
@@ -53,27 +54,41 @@ class Scorer:
             counts), or a run folder with ``density.keras``, or that file.
         batch_rows: rows of a call of the model, at most; by default as many as a small network
             takes well.
+        anomaly_score: give -log-density, too, the higher the stranger; ``DDE.anomaly_score``.
 
     Attributes:
         width: entries of a row.
         condition_dim: entries of a condition, 0 if the model takes none.
         name: ``log_density``, or ``unnormalized_log_density`` unless the model is known to have
             a trusted log Z.
+        names: of the columns of values: that one, and ``anomaly_score``.
         shape: of a row as the model takes it.
         files: those of the model.
 
     Raises:
         OSError: there is no model.
-        ValueError: it can't be loaded, or has no log-density.
+        ValueError: it can't be loaded, has no log-density, or no anomaly score: a conditional
+            density's log Z differs from condition to condition, and must be known.
     """
 
-    def __init__(self, model: str | os.PathLike, batch_rows: int | None = None):
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        batch_rows: int | None = None,
+        anomaly_score: bool = False,
+    ):
         path = _model_folder(Path(model))
         if (path / "density.keras").exists():
             known = self._load_keras(path)
         else:
             known = self._load_saved(path)
+        if anomaly_score and self.condition_dim and not known:
+            raise ValueError(
+                "`anomaly_score` must be left out for a conditional density without a trusted "
+                f"log Z, got {str(path)!r}."
+            )
         self.name = "log_density" if known else "unnormalized_log_density"
+        self.names = [self.name, *(["anomaly_score"] if anomaly_score else [])]
         self.width = int(np.prod(self.shape))
         entries = self.width + self.condition_dim
         default = min(max(BATCH_VALUES // entries, 1), BATCH_ROWS)
@@ -124,7 +139,8 @@ class Scorer:
 
         Returns:
             Columns ``row``, the log-density by its ``name`` (null where there is a reason),
-            ``reason`` (why the row is bad, null where it is good) and what the block kept.
+            ``anomaly_score`` if asked for, ``reason`` (why the row is bad, null where it is
+            good) and what the block kept.
         """
         reasons = list(block.reasons)
         good = np.array([reason is None for reason in reasons], bool)
@@ -133,10 +149,11 @@ class Scorer:
         bad = ~np.isfinite(scores)
         for i in np.flatnonzero(good & bad).tolist():
             reasons[i] = f"log-density is {scores[i]}"
+        values = (pa.array(each, pa.float32(), mask=bad) for each in (scores, -scores))
         return pa.table(
             {
                 "row": pa.array(block.rows, pa.int64()),
-                self.name: pa.array(scores, pa.float32(), mask=bad),
+                **dict(zip(self.names, values, strict=False)),
                 "reason": pa.array(reasons, pa.string()),
                 **{name: block.kept.column(name) for name in block.kept.column_names},
             }
@@ -169,26 +186,31 @@ def score_file(
     keep: Sequence[str] = (),
     batch_rows: int | None = None,
     part_rows: int = PART_ROWS,
+    anomaly_score: bool = False,
 ) -> int:
     """Score the rows of a file, or go on where the same call was interrupted.
+
+    Where the same call has written the output already, it says so and does nothing.
 
     Args:
         model: see ``Scorer``.
         source: the input; see ``tfdde.datasets.blocks.Source``, also for the next three.
         output: .csv, .parquet or .tfrecord, with ``row`` (the position in the input), the
             log-density by the model's name for it, and the columns to keep.  Bad rows go to
-            ``<output>.rejects.csv``, if there are any, with row and reason.
+            ``<output>.rejects.csv``, if there are any, with row and reason.  ``<output>.json``
+            tells what it is made of.
         columns: names of the columns that hold the rows.
         conditions: those of their conditions.
         keep: those that are passed on.
         batch_rows: rows of a call of the model.
         part_rows: rows of a part.
+        anomaly_score: write the column ``anomaly_score``, too: see ``Scorer``.
 
     Returns:
         The number of rows rejected.
 
     Raises:
-        OSError: there is no such input or model, or the output exists already.
+        OSError: there is no such input or model, or the output exists already and is another.
         ValueError: they don't fit together or to the parts that are there already, or a file
             is damaged.
     """
@@ -197,22 +219,40 @@ def score_file(
     check_integer(part_rows, "part_rows")
     if format_of(output) is None or output.suffix == ".gz":
         raise ValueError(f"`output` must end in .csv, .parquet or .tfrecord, got {str(output)!r}.")
-    if output.exists() and not (folder / "manifest.json").exists():
-        raise FileExistsError(f"{output} exists already: remove it, or choose another output.")
-    scorer = Scorer(model, batch_rows)
+    begun, finished = folder / "manifest.json", output.with_name(output.name + ".json")
+    scorer = Scorer(model, batch_rows, anomaly_score)
     rows = Source(Path(source), columns, conditions, keep, scorer.width, scorer.condition_dim)
-    check_kept(rows.schema, scorer.name, format_of(output) or "")
+    check_kept(rows.schema, scorer.names, format_of(output) or "")
+    about = _about(scorer, rows, part_rows)
+    if output.exists() and not begun.exists():
+        rejected = manifest.check_finished(finished, about, (output, rejects))
+        shutil.rmtree(folder, ignore_errors=True)  # left if a kill came after the last file
+        print(f"{output} is complete already, of the same input, model and options.")
+        return rejected
     with _locked(folder):
-        _check_manifest(folder / "manifest.json", _about(scorer, rows, part_rows))
+        if not begun.exists():
+            for part in folder.glob("part-*"):  # without a manifest they don't count
+                part.unlink()
+            manifest.write(begun, about)
+        elif other := manifest.difference(begun, about):
+            raise ValueError(
+                f"{folder} holds a part of the scores for {other}: repeat the call that began it "
+                "to complete them, or remove the folder to begin again."
+            )
         schema = scorer.score(_empty(rows, scorer)).schema
         parts = _write_parts(folder, schema, scorer, rows, part_rows)
-        return _merge(parts, schema, folder, output, rejects)
+        rejected = _merge(parts, schema, folder, output, rejects)
+        manifest.finish(finished, about, (output, rejects), rejected)
+        begun.unlink()
+        shutil.rmtree(folder)
+    print(f"Wrote {output}")
+    return rejected
 
 
-def check_kept(schema: Any, name: str, kind: str = "parquet") -> None:
+def check_kept(schema: Any, names: Sequence[str], kind: str = "parquet") -> None:
     """Raise ValueError if a kept column is named like others, or a ``kind`` can't hold its type."""
     for field in schema:
-        if field.name in ("row", name, "reason"):
+        if field.name in ("row", *names, "reason"):
             raise ValueError(
                 f"`keep` must not name {field.name!r}, a column that the output has by itself."
             )
@@ -248,66 +288,42 @@ def _locked(folder: Path) -> Iterator[None]:
 def _about(scorer: Scorer, source: Source, part_rows: int) -> dict[str, Any]:
     """What scores depend on: a change of any of it must not go unnoticed."""
     return {
-        "input": [_identity(file) for file in source.files],
-        "model": {file.name: _checksum(file) for file in scorer.files},
+        "input": [manifest.identity(file) for file in source.files],
+        "model": {file.name: manifest.checksum(file) for file in scorer.files},
         "columns": source.columns and list(source.columns),
         "conditions": source.conditions and list(source.conditions),
         "keep": list(source.keep),
         "batch_rows": scorer.batch_rows,
         "part_rows": part_rows,
+        "anomaly_score": len(scorer.names) > 1,
     }
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _identity(file: Path) -> dict[str, Any]:
-    about = file.stat()
-    with file.open("rb") as f:
-        head = hashlib.sha256(f.read(HEAD)).hexdigest()
-    return {"name": file.name, "bytes": about.st_size, "modified": about.st_mtime_ns, "head": head}
-
-
-def _check_manifest(path: Path, about: dict[str, Any]) -> None:
-    """Write the manifest, or raise ValueError if there is one of something else."""
-    if not path.exists():
-        for part in path.parent.glob("part-*"):
-            part.unlink()
-        with atomic(path) as beside:
-            beside.write_text(json.dumps(about, indent=1) + "\n")
-        return
-    with reading(path):
-        old = json.loads(path.read_text())
-    for name, value in about.items():
-        if old.get(name) != value:
-            was = f" ({old.get(name)!r}, not {value!r})" if name not in ("input", "model") else ""
-            raise ValueError(
-                f"{path.parent} holds a part of the scores for another {name}{was}: repeat the "
-                "call that began it to complete them, or remove the folder to begin again."
-            )
 
 
 def _write_parts(
     folder: Path, schema: Any, scorer: Scorer, source: Source, part_rows: int
 ) -> list[Path]:
     """Score all rows whose part is not there yet; the paths of all parts."""
-    parts = []
+
+    def path(number: int) -> Path:
+        return folder / f"part-{number:06d}.parquet"
+
+    parts = list(itertools.takewhile(Path.exists, map(path, itertools.count())))
+    first, file = len(parts) * part_rows, (0, 0)
     # No moving bar in a log file.
     bar = keras.utils.Progbar(source.rows(), unit_name="row", verbose=1 + (not sys.stdout.isatty()))
-    pieces = _cut(source.blocks(), part_rows)
-    for number, group in itertools.groupby(pieces, key=lambda b: int(b.rows[0]) // part_rows):
-        path = folder / f"part-{number:06d}.parquet"
-        parts.append(path)
-        if path.exists():
-            for piece in group:
-                bar.add(len(piece))
-            continue
-        with atomic(path) as beside, pa.parquet.ParquetWriter(beside, schema) as writer:
+    if parts:
+        with reading(parts[-1]):
+            number, start = pa.parquet.read_metadata(parts[-1]).metadata[FILE].split()
+            file = int(number), int(start)
+        bar.update(min(first, bar.target or first))
+    pieces = (p for p in _cut(source.blocks(first, file), part_rows) if p.rows[0] >= first)
+    for number, group in itertools.groupby(pieces, key=lambda p: int(p.rows[0]) // part_rows):
+        parts.append(path(number))
+        with atomic(parts[-1]) as beside, pa.parquet.ParquetWriter(beside, schema) as writer:
             for piece in group:
                 writer.write_table(scorer.score(piece))
                 bar.add(len(piece))
+            writer.add_key_value_metadata({FILE: "{} {}".format(*piece.file)})
     return parts
 
 
@@ -344,14 +360,11 @@ def _merge(parts: list[Path], schema: Any, folder: Path, output: Path, rejects: 
                     wrong = table.filter(pc.invert(good)).select(["row", "reason"])
                     bad_rows.write_table(wrong)
                     rejected += len(wrong)
-    # The output last: when it is there all is done.
     if rejected:
         _place(bad, rejects)
     else:
         rejects.unlink(missing_ok=True)
     _place(merged, output)
-    (folder / "manifest.json").unlink()  # what is left without it doesn't count
-    shutil.rmtree(folder)
     return rejected
 
 
@@ -365,32 +378,4 @@ def _writer(path: Path, schema: Any) -> Any:
     kind = format_of(path)
     if kind == "csv":
         return pa.csv.CSVWriter(path, schema)
-    return pa.parquet.ParquetWriter(path, schema) if kind == "parquet" else _Examples(path)
-
-
-class _Examples:
-    """Writes tables as tf.Example: whole numbers, floats, or else text; none for null."""
-
-    def __init__(self, path: Path):
-        self.file = tf.io.TFRecordWriter(os.fspath(path))
-
-    def __enter__(self) -> _Examples:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.file.close()
-
-    def write_table(self, table: Any) -> None:
-        for row in table.to_pylist():
-            features = {name: _feature(value) for name, value in row.items() if value is not None}
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            self.file.write(example.SerializeToString())
-
-
-def _feature(value: Any) -> tf.train.Feature:
-    if isinstance(value, int):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
-    if isinstance(value, float):
-        return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
-    text = value if isinstance(value, bytes) else str(value).encode()
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[text]))
+    return pa.parquet.ParquetWriter(path, schema) if kind == "parquet" else tfrecords.Writer(path)

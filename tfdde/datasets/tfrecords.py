@@ -197,3 +197,32 @@ def schema(files: Sequence[Path], keep: Sequence[str]) -> Any:
             )
         fields.append((name, _TYPES[kind]))
     return pa.schema(fields)
+
+
+class Writer:
+    """Writes pyarrow tables as tf.Example: whole numbers, floats, or else text; none for null."""
+
+    def __init__(self, path: Path):
+        self.file = tf.io.TFRecordWriter(str(path))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.file.close()
+
+    def write_table(self, table: Any) -> None:
+        """Add the rows of a table."""
+        for row in table.to_pylist():
+            features = {name: _feature(value) for name, value in row.items() if value is not None}
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            self.file.write(example.SerializeToString())
+
+
+def _feature(value: Any) -> tf.train.Feature:
+    if isinstance(value, int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
+    if isinstance(value, float):
+        return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
+    text = value if isinstance(value, bytes) else str(value).encode()
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[text]))
