@@ -89,13 +89,22 @@ def test_page_equals_keras(page, width, tmp_path):
         np.testing.assert_allclose(got["values"], expected, rtol=1e-5)
         assert "unnormalised" in got["label"]
         assert float(got["moved"]) > 0.5
+        # The map shows [-4, 4]²; a mouse is at whole pixels of it.
+        point, pixel = got["dragged"][:2], 8 / min(width - 34, 480)
+        np.testing.assert_allclose(point, [2.0, 1.6], atol=pixel)
+        x = np.array([point], np.float32)
+        expected = [*np.ravel(log_density(density, x)), *np.ravel(density.score(x))]
+        np.testing.assert_allclose(got["dragged"][2:], expected, rtol=1e-5)
     elif kind == "images":
         expected = generator.decode(np.array([got["latent"]], np.float32))
         np.testing.assert_allclose(got["values"], np.ravel(expected), rtol=1e-5)
         assert got["count"] == 24
     else:
-        expected = -np.sum(np.float64(log_density(density, rows)))
-        np.testing.assert_allclose(got["sum"], expected, rtol=1e-5)
+        scores = -np.float64(log_density(density, rows))
+        np.testing.assert_allclose(float(got["sum"]), scores.sum(), rtol=1e-5)
+        # The first 50 rows of the same file, dropped on the page.
+        assert got["taken"]
+        np.testing.assert_allclose(float(got["dropped"]), scores[:50].sum(), rtol=1e-5)
         assert got["bad"] == ["line 2: 2 cells, not 4", "line 103: not all finite numbers"]
         assert got["rows"] == 11
 
