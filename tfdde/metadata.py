@@ -42,7 +42,8 @@ def facts(
         ValueError: one of these files is damaged; the message is one line.
     """
     config, result = (_read(run, name) for name in ("config.json", "result.json"))
-    checksum = config.get("arguments", {}).get("checksum")
+    arguments = config.get("arguments")
+    checksum = arguments.get("checksum") if isinstance(arguments, dict) else None
     log_z = density.partitions if density.condition_dim else density.partition
     log_partition = log_z and _as_json(log_z.get_config())
     held_out = None
@@ -154,7 +155,7 @@ def _read(run: str | os.PathLike | None, name: str) -> dict[str, Any]:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read as a JSON object: {error}.") from None
     return content
 

@@ -64,7 +64,7 @@ class Run:
         if resume:
             if not config.exists():
                 raise RunError(f"There is no run to resume in {self.folder}: leave out --resume.")
-            _check_same(json.loads(config.read_text())["arguments"], given, self.folder)
+            _check_same(_arguments(config), given, self.folder)
             return
         if config.exists():
             raise RunError(
@@ -286,6 +286,19 @@ class _Interrupt(keras.callbacks.Callback):
         # Keras then ends the epoch, and so the checkpoint is written.
         if self.requested:
             self.model.stop_training = True
+
+
+def _arguments(config: Path) -> dict[str, Any]:
+    try:
+        arguments = json.loads(config.read_text())["arguments"]
+        if not isinstance(arguments, dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RunError(
+            f"{config} is damaged: it must hold a JSON object with the run's arguments. Choose "
+            "another --output to start anew."
+        ) from None
+    return arguments
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
