@@ -134,13 +134,13 @@ class Source:
         conditions: names of the columns with the conditions, if there are any; not for TFRecord,
             whose feature ``condition`` holds them.
         keep: names of the columns, or features of one value, that are passed on.
-        width: entries of a row.
-        condition_dim: entries of its condition.
+        width: entries of a row; None: as many as there are.
+        condition_dim: entries of its condition; None likewise.
 
     Attributes:
         files: their paths, in order.
         format: one of ``SUFFIXES``.
-        columns, conditions, keep: as given, or chosen.
+        columns, conditions, keep, width, condition_dim: as given, or as found.
         schema: pyarrow schema of the columns that are passed on: text if from CSV.
 
     Raises:
@@ -155,11 +155,10 @@ class Source:
         columns: Sequence[str] | None,
         conditions: Sequence[str] | None,
         keep: Sequence[str],
-        width: int,
-        condition_dim: int = 0,
+        width: int | None,
+        condition_dim: int | None = 0,
     ):
         self.columns, self.conditions, self.keep = columns, conditions, keep
-        self.width, self.condition_dim = width, condition_dim
         self.files = _files(path)
         self.format = format_of(self.files[0]) or ""
         if self.format == "tfrecord":
@@ -169,12 +168,16 @@ class Source:
                     f"`x` and `condition` hold the rows, got {columns or conditions!r}."
                 )
             self.schema = tfrecords.schema(self.files, keep)
+            found = tfrecords.sizes(self.files[0]) if None in (width, condition_dim) else (0, 0)
+            self.width = found[0] if width is None else width
+            self.condition_dim = found[1] if condition_dim is None else condition_dim
             return
         read = parquet_schema if self.format == "parquet" else csv_lines.schema
         self._schemas = [read(file) for file in self.files]
         self.columns, self.conditions = choose(
             self._schemas[0].names, columns, conditions, keep, width, condition_dim, self.files[0]
         )
+        self.width, self.condition_dim = len(self.columns), len(self.conditions)
         for file, schema in zip(self.files, self._schemas, strict=True):
             for chosen in filter(None, (self.used, keep)):
                 chosen_columns(chosen, schema.names, file)
@@ -281,8 +284,8 @@ def choose(
     columns: Sequence[str] | None,
     conditions: Sequence[str] | None,
     keep: Sequence[str],
-    width: int,
-    condition_dim: int,
+    width: int | None,
+    condition_dim: int | None,
     path: str | os.PathLike,
 ) -> tuple[list[str], list[str]]:
     """Names of the columns with rows and with conditions, as ``Source`` has them."""
@@ -295,7 +298,7 @@ def choose(
         ("columns", columns, width),
         ("conditions", conditions, condition_dim),
     ):
-        if len(chosen) != expected:
+        if expected is not None and len(chosen) != expected:
             some = ", ".join(chosen[:20]) or "none"
             raise ValueError(
                 f"`{what}` must be {expected} of {str(path)!r}, as the model has them, got "

@@ -174,6 +174,27 @@ def _text(value: Any) -> Any:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
+def _first(file: Path) -> Any:
+    """Features of the first record; ValueError if there is none, or it is damaged."""
+    with reading(file), open_bytes(file) as f:
+        records, wrong = next(read(f, 1, 1), ([], {}))
+        if not records or wrong:
+            raise ValueError(f"{wrong.get(0, 'there is no record')}")
+        return tf.train.Example.FromString(records[0]).features.feature
+
+
+def sizes(file: Path) -> tuple[int, int]:
+    """Floats of the features ``x`` and ``condition`` (0 if absent) of the first record."""
+    features = _first(file)
+    width, condition_dim = (
+        len(features[name].float_list.value) if name in features else 0
+        for name in ("x", "condition")
+    )
+    if width == 0:
+        raise ValueError(f"The records of {str(file)!r} must have floats as feature `x`, got none.")
+    return width, condition_dim
+
+
 def schema(files: Sequence[Path], keep: Sequence[str]) -> Any:
     """Arrow types of the features ``keep`` as the first record has them; bytes are text.
 
@@ -182,11 +203,7 @@ def schema(files: Sequence[Path], keep: Sequence[str]) -> Any:
     """
     if not keep:
         return pa.schema([])
-    with reading(files[0]), open_bytes(files[0]) as f:
-        records, wrong = next(read(f, 1, 1), ([], {}))
-        if not records or wrong:
-            raise ValueError(f"{wrong.get(0, 'there is no record')}")
-        features = tf.train.Example.FromString(records[0]).features.feature
+    features = _first(files[0])
     fields = []
     for name in keep:
         kind = features[name].WhichOneof("kind") if name in features else None
