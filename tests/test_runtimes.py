@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -128,6 +129,69 @@ def test_c_program(artifacts, expected, tmp_path):
         assert_close(got.reshape(want.shape), want)
     failed = subprocess.run([program, artifacts[0], "no"], capture_output=True, text=True)
     assert failed.returncode == 1 and "error: no: not in this SavedModel" in failed.stderr
+
+
+def test_batches_of_several_requests_give_each_its_rows(artifacts):
+    """By TensorFlow's batching, whose scheduler TensorFlow Serving has, too."""
+    text = (ROOT / "docs/serving.md").read_text()
+    settings = dict(re.findall(r"^    (\w+) \{ value: (\w+) \}$", text, re.M))
+    assert settings.pop("enable_large_batch_splitting") == "true"
+    settings = {name: int(value) for name, value in settings.items()}
+    most = settings.pop("max_execution_batch_size")
+    loaded = tf.saved_model.load(str(artifacts[0]))
+
+    def batched(name, shape, dtype, timeout):
+        """The signature for several callers: its rows, and of each the size of its batch."""
+
+        options = settings | {"batch_timeout_micros": timeout, "allowed_batch_sizes": [8, most]}
+
+        @tf.nondifferentiable_batch_function(**options)
+        def function(rows):
+            (output,) = loaded.signatures[name](rows).values()
+            return output, tf.fill(tf.shape(rows)[:1], tf.shape(rows)[0])
+
+        @tf.function(input_signature=[tf.TensorSpec((None, *shape), dtype)])
+        def call(rows):
+            # The queue's name comes from the scope, and callers of one name share it.
+            with tf.name_scope(f"{name}_{timeout}"):
+                return function(rows)
+
+        return call
+
+    rng = np.random.default_rng(0)
+    sizes = [600, 100, 1, 3 * most - 701]  # three whole batches, whoever comes first
+    for name, shape in (
+        ("serving_default", (2,)),
+        ("log_density", (2,)),
+        ("score", (2,)),
+        ("decode", (3,)),
+        ("sample_rows", ()),
+    ):
+        rows = rng.standard_normal((sum(sizes), *shape)).astype(np.float32)
+        if name == "sample_rows":
+            rows = rng.integers(2**31, size=sum(sizes))
+        requests = np.split(rows, np.cumsum(sizes)[:-1])
+        alone = [next(iter(loaded.signatures[name](tf.constant(r)).values())) for r in requests]
+
+        joined = batched(name, shape, rows.dtype, 60_000_000)
+        with ThreadPoolExecutor(len(sizes)) as callers:
+            answers = list(callers.map(joined, requests))
+        for (got, batch), want in zip(answers, alone, strict=True):
+            assert_close(got, want.numpy())
+            np.testing.assert_array_equal(batch, most)
+
+        # And a single caller's batch, filled up to an allowed size.
+        few = batched(name, shape, rows.dtype, settings["batch_timeout_micros"])
+        got, batch = few(rows[:3])
+        assert_close(got, alone[0].numpy()[:3])
+        np.testing.assert_array_equal(batch, 8)
+
+    too_many = np.zeros((settings["max_batch_size"] + 1, *shape), rows.dtype)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="larger than maximum input batch"):
+        few(too_many)
+    scalar = tf.nondifferentiable_batch_function(**settings)(lambda n, s: n)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at least one dimension"):
+        scalar(tf.constant(3), tf.constant(7, tf.int64))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
