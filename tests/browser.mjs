@@ -61,13 +61,13 @@ try {
     out.values = await values("#image");
     out.count = await page.$$eval("#grid canvas", (all) => all.length);
   } else {
-    await page.setInputFiles("#file", file);
-    out.sum = await sum();
-    out.bad = await page.$$eval("#bad li", (all) => all.map((li) => li.textContent));
-    out.rows = await page.$$eval("#highest tr", (all) => all.length);
     const lines = readFileSync(file, "utf8").split("\n");
     out.taken = await drop(lines.slice(0, 52).join("\n"));
-    out.dropped = await sum(out.sum);
+    out.dropped = await sum();
+    await page.setInputFiles("#file", file);
+    out.sum = await sum(out.dropped);
+    out.bad = await page.$$eval("#bad li", (all) => all.map((li) => li.textContent));
+    out.rows = await page.$$eval("#highest tr", (all) => all.length);
   }
   if (screenshot) await page.screenshot({ path: screenshot });
   out.wide = await page.evaluate(() => document.documentElement.scrollWidth);
