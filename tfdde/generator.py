@@ -298,11 +298,16 @@ class Generator(Trainer):
             ValueError: ``n`` or ``seed`` is out of range; conditions for a sampler that takes
                 none, none for one that does, or of a wrong shape.
         """
-        n = check_integer(n, "n", minimum=0)
-        z = self._sample_latent(n, random.check_seed(seed))
-        return self.decode(z, conditions)
+        n, seed = check_integer(n, "n", minimum=0), random.check_seed(seed)
+        given = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
+        condition = [tf.convert_to_tensor(column) for column in given]
+        return self._sample(tf.constant(n), tf.constant(seed, tf.int64), *condition)
 
-    def _sample_latent(self, n: int, seed: int) -> tf.Tensor:
+    @tf.function(reduce_retracing=True)
+    def _sample(self, n: tf.Tensor, seed: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        return self.call(self._sample_latent(n, seed), *condition)
+
+    def _sample_latent(self, n: Any, seed: Any) -> tf.Tensor:
         return random.normal((n, self.latent_dim), seed, 0, Stream.SAMPLE)
 
     def decode(self, z: Any, conditions: Any = None) -> tf.Tensor:

@@ -46,20 +46,23 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
-def key(seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
-    """The int64[2] seed of one (seed, iteration, replica, stream): distinct for distinct ones."""
+def key(seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
+    """The int64[2] seed of one (seed, iteration, replica, stream): distinct for distinct ones.
+
+    Seed and iteration may be integer tensors.
+    """
     context = tf.distribute.get_replica_context()
     replica = 0 if context is None else context.replica_id_in_sync_group
-    first = int(stream) * 2**32 + int(seed)
+    first = int(stream) * 2**32 + tf.cast(seed, tf.int64)
     second = tf.cast(replica, tf.int64) * 2**40 + tf.cast(iteration, tf.int64)
-    return tf.stack([tf.constant(first, tf.int64), second])
+    return tf.stack([first, second])
 
 
-def normal(shape: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+def normal(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
     """Standard normal float32 numbers of ``shape`` for this iteration, replica and stream."""
     return tf.random.stateless_normal(shape, key(seed, iteration, stream))
 
 
-def uniform(shape: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+def uniform(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
     """Float32 numbers in [0, 1) of ``shape`` for this iteration, replica and stream."""
     return tf.random.stateless_uniform(shape, key(seed, iteration, stream))

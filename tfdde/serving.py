@@ -268,8 +268,7 @@ def export_run(
 
 def _keras_latent(dim: int, num: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """The latents of ``Generator.sample(num, seed)``, for a seed that is a tensor."""
-    key = random.key(0, 0, Stream.SAMPLE) + tf.stack([seed, tf.zeros_like(seed)])
-    return tf.random.stateless_normal(tf.stack([num, dim]), key)
+    return random.normal((num, dim), seed, 0, Stream.SAMPLE)
 
 
 def _keras_latent_rows(dim: int, seeds: tf.Tensor) -> tf.Tensor:
