@@ -1,7 +1,7 @@
 """Latency and speed of a density's artifacts, of flows, and of samplers, on one core.
 
     python benchmarks/serving.py
-    python benchmarks/serving.py litert cnf --core 1
+    python benchmarks/serving.py --only litert cnf --core 1
     python benchmarks/serving.py table
 
 A density of 8 columns (``recipes.table_density``, width 64, depth 4, standardised, with log Z) is
@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t
 
 # Libraries are imported where they are needed: each row is measured beside no other's threads.
 
@@ -35,11 +36,7 @@ TRAINING, WARM_UP, MEASURED = 20.0, 0.5, 3.0  # seconds
 CALLS = 20, 20_000  # at least, for however long, and at most
 BLOCKS = 10
 STEPS = 50  # of the diffusion sampler
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-}
+ONE_THREAD = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 
 def summary(seconds, batch):
@@ -52,8 +49,6 @@ def summary(seconds, batch):
         batch: rows of a call.
     """
     blocks = np.array([b.mean() for b in np.array_split(seconds, min(BLOCKS, len(seconds)))])
-    from scipy.stats import t
-
     half = t.ppf(0.975, len(blocks) - 1) * blocks.std(ddof=1) / np.sqrt(len(blocks))
     mean = seconds.mean()
     p50, p99 = 1e6 * np.percentile(seconds, [50, 99])
@@ -88,9 +83,6 @@ def data(m, seed):
     import families
 
     return families.Mixture(N).sample(m, seed)
-
-
-# Training
 
 
 def train_density():
@@ -148,7 +140,7 @@ def train_flow(name):
     torch.save(flow.state_dict(), MODELS / f"{name}.pt")
 
 
-# What is measured: each returns a function from a batch to seconds, and facts.
+# Below, each `of_` and `samples_of_` returns a function from a batch to seconds, and facts.
 
 
 def rows():
@@ -353,7 +345,7 @@ def alone(function, *arguments):
 
 
 def run(names, core):
-    os.environ.update(ONE_THREAD)
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     os.sched_setaffinity(0, {core})
     import record
 
@@ -368,6 +360,10 @@ def run(names, core):
         record.add("serving", row | alone(measure, name))
 
 
+def short(number):
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+
+
 def table(found):
     """Markdown of the rows of results/serving.json."""
     rows = {row["name"]: {b["batch"]: b for b in row["batches"]} for row in found}
@@ -375,17 +371,14 @@ def table(found):
     def cells(name, batches):
         for batch in batches:
             b = rows.get(name, {}).get(batch)
-            yield f"{b['rows_per_second']:,.0f}" if b else ""
-            yield f"{b['p50_us']:,.0f} / {b['p99_us']:,.0f}" if b else ""
+            yield short(b["rows_per_second"]) if b else ""
+            yield " / ".join(short(b[f"p{p}_us"]) for p in (50, 99)) if b else ""
 
-    lines = []
-    for title, kinds, batches in (
-        ("log-density", DENSITIES, BATCHES),
-        ("samples", SAMPLERS, SAMPLES),
-    ):
+    lines, kinds = [], [("log-density", DENSITIES, BATCHES), ("samples", SAMPLERS, SAMPLES)]
+    for title, labels, batches in kinds:
         heads = [f"{head}, {b}" for b in batches for head in ("rows/s", "µs")]
         lines += [f"| {title} | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
-        for name, (label, *_) in kinds.items():
+        for name, (label, *_) in labels.items():
             lines.append(f"| {' | '.join([label, *cells(name, batches)])} |")
         lines.append("")
     return "\n".join(lines)
@@ -394,14 +387,15 @@ def table(found):
 def main():
     names = [*DENSITIES, *SAMPLERS]
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", choices=[*names, "table", []], metavar="NAME")
+    parser.add_argument("what", nargs="?", choices=["run", "table"], default="run")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    if args.names == ["table"]:
+    if args.what == "run":
+        run(args.only, args.core)
+    else:
         results = Path(__file__).parent / "results/serving.json"
         print(table(json.loads(results.read_text())))
-    else:
-        run(args.names or names, args.core)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,24 @@ def test_tables(load):
     assert "| wine | log-likelihood |  |  |  |  | -4.000 ± 1.000 |" in text  # of the splits
     row = {"name": "gas, tfdde", "log_likelihood": 8.0, "standard_error": 0.125, "facts": {}}
     assert "| tfdde, here |  | 8.00 ± 0.12 |  |  |" in load("table1").markdown([row])
+
+
+def test_latencies(load):
+    serving = load("serving")
+    even = serving.summary(np.full(500, 2e-3), batch=64)
+    assert even == {"batch": 64, "rows_per_second": 32_000, "interval": [32_000, 32_000]} | {
+        "p50_us": 2000,
+        "p99_us": 2000,
+        "calls": 500,
+    }
+    # Ten blocks that are 1 or 3 ms: mean 2 ms, standard error 1/3 ms, t = 2.262.
+    blocks = serving.summary(np.repeat([1e-3, 3e-3] * 5, 20), batch=1)
+    assert blocks["rows_per_second"] == 500
+    assert blocks["interval"] == [pytest.approx(1e3 / (2 + 2.262 / 3), abs=1), 803]
+    slow = serving.summary(np.r_[np.full(98, 1e-5), 1e-3, 1e-3], batch=1)
+    assert slow["p50_us"] == 10 and slow["p99_us"] == 1000
+    serving.WARM_UP = serving.MEASURED = 0.0
+    seconds = serving.timed(lambda: time.sleep(0.001))
+    assert len(seconds) == serving.CALLS[0] and seconds.min() > 0.001
+    rows = [{"name": "litert", "batches": [even | {"batch": 1, "p50_us": 6.31}]}]
+    assert "| tfdde, LiteRT | 32,000 | 6.3 / 2,000 |  |  |  |  |" in serving.table(rows)

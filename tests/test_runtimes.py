@@ -127,6 +127,9 @@ def test_c_program(artifacts, expected, tmp_path):
         got = np.array(run([program, artifacts[0], name], text).split(), np.float64)
         want = expected(name, **inputs)
         assert_close(got.reshape(want.shape), want)
+    command = [program, artifacts[0], "log_density", "3"]
+    timed = subprocess.run(command, input="1 2", capture_output=True, text=True, check=True)
+    assert len(timed.stdout.split()) == 1 and min(map(float, timed.stderr.split()[-3:])) > 0
     failed = subprocess.run([program, artifacts[0], "no"], capture_output=True, text=True)
     assert failed.returncode == 1 and "error: no: not in this SavedModel" in failed.stderr
 
