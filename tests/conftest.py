@@ -27,6 +27,12 @@ def fresh():
 
 
 @pytest.fixture(scope="session")
+def two():
+    """One strategy for all tests: a second one would number its collectives like the first."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
 def exact(tmp_path_factory):
     """A folder of SavedModels of exact densities; see scored.py."""
     import scored

@@ -11,12 +11,6 @@ from tfdde import networks, random
 ROWS, STEPS = 48, 20
 
 
-@pytest.fixture(scope="module")
-def two():
-    """One strategy for all tests: a second one would number its collectives like the first."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def batches(sizes):
     rng = np.random.default_rng(0)
     return [rng.standard_normal((n, 2)).astype("f4") for n in sizes]

@@ -1,6 +1,7 @@
 """A run stopped anywhere and resumed ends with the very weights of an uninterrupted one."""
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfdde
 from tfdde import plots, runs
@@ -25,14 +27,15 @@ def x():
     return np.random.default_rng(0).standard_normal((200, 2)).astype("float32")
 
 
-def build_density():
+def build_density(strategy=None):
     # As in a new process: TensorFlow's graph optimizer orders sums by the names of the layers,
     # so that dense_9, dense_10 may round otherwise than dense, dense_1.
     keras.utils.clear_session()
     keras.utils.set_random_seed(3)
-    model = tfdde.DDE(residual_mlp(2, 8, 2), tfdde.Constant(0.3), seed=1)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS)
-    model.compile(keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=0.9))
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model = tfdde.DDE(residual_mlp(2, 8, 2), tfdde.Constant(0.3), seed=1)
+        schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS)
+        model.compile(keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=0.9))
     return model
 
 
@@ -60,12 +63,16 @@ class At(keras.callbacks.Callback):
         self.step, self.action = step, action
 
     def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.optimizer.iterations) == self.step:
+        if int(self.model.optimizer.iterations.numpy()) == self.step:
             self.action()
 
 
 def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def power_cut():
@@ -162,6 +169,51 @@ def test_second_ctrl_c_quits_at_once_and_the_handler_is_put_back(x, tmp_path):
     raw = build_density()
     raw.load_weights(tmp_path / "checkpoint" / "phase.weights.h5")
     assert int(raw.optimizer.iterations) == 5  # of the last whole epoch
+
+
+@pytest.mark.parametrize("under", ["one device", "two devices"])
+def test_sigterm_saves_and_resumes_to_the_bit(x, two, tmp_path, capsys, under):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    strategy = two if under == "two devices" else None
+
+    @runs.command
+    def main(name, resume=False, callbacks=()):
+        built = build_density(strategy)
+        run = runs.Run(tmp_path / name, {}, resume)
+        batches = functools.partial(stream, x, 16, 2)
+        done = run.train("phase", built, batches, STEPS, EPOCH, callbacks)
+        return done and run.save("end", built) is None
+
+    assert main("whole") == 0
+
+    def twice():  # as from a process group, and from its leader
+        terminate()
+        terminate()
+
+    assert main("run", callbacks=[At(7, twice)]) == runs.TERMINATED
+    captured = capsys.readouterr()
+    assert f"Interrupted at step 7 of {STEPS}" in captured.out
+    assert captured.out.endswith("To continue, run the same command with --resume.\n")
+    assert main("run", resume=True) == 0
+    ends = (keras.saving.load_model(tmp_path / name / "end.keras") for name in ("whole", "run"))
+    assert_same_weights(*ends)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_sigterm_outside_of_the_training_ends_as_ctrl_c_does(capsys):
+    assert runs.command(terminate)() == runs.TERMINATED
+    assert runs.command(ctrl_c)() == runs.INTERRUPTED
+    assert capsys.readouterr().out.count("--resume") == 2
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    runs.Run(tmp_path, {})
+    kept, left = tmp_path / "checkpoint/.mine.h5", tmp_path / "checkpoint/.12.phase.weights.h5"
+    kept.parent.mkdir()
+    for path in (kept, left, tmp_path / ".12.phase.csv"):
+        path.touch()
+    runs.Run(tmp_path, {}, resume=True)
+    assert {p.name for p in tmp_path.rglob("*")} == {"config.json", "checkpoint", kept.name}
 
 
 def test_config_tells_what_was_run(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,7 +61,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     The file holds weights and optimizers.  It is written beside its
     final name and renamed, so a kill leaves the previous one whole, and it is
-    not replaced by a state that is not finite.
+    not replaced by a state that is not finite.  At its end is a checksum, since HDF5 has none and
+    ``load_weights``, which ignores it, would read changed numbers.
 
     Args:
         path: the file, ending in ``.weights.h5``.
@@ -81,6 +84,24 @@ class Checkpoint(keras.callbacks.Callback):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
         with atomic(self.path) as beside:
             self.model.save_weights(beside, overwrite=True)
+            with open(beside, "r+b") as f:
+                f.write(SEAL + hashlib.file_digest(f, "sha256").digest())
+
+
+SEAL = b"tfdde sha256:"
+DIGEST = 32  # bytes
+
+
+def check_seal(path: str | os.PathLike) -> None:
+    """Raise ValueError if a file that ``Checkpoint`` wrote has changed; one without seal passes."""
+    with open(path, "rb") as f:
+        data = memoryview(f.read())
+    content, seal = data[: -len(SEAL) - DIGEST], data[-len(SEAL) - DIGEST :]
+    if seal[: len(SEAL)] == SEAL and hashlib.sha256(content).digest() != seal[len(SEAL) :]:
+        raise ValueError("its checksum is wrong")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what storage says
 
 
 class atomic:  # noqa: N801, used like a function
@@ -104,6 +125,9 @@ class atomic:  # noqa: N801, used like a function
             os.replace(self.beside, self.path)
         else:
             self.beside.unlink(missing_ok=True)
+            if isinstance(value, OSError) and value.errno in FULL:
+                # h5py's message has many lines, and not this name.
+                raise OSError(value.errno, os.strerror(value.errno), str(self.path)) from value
 
 
 @contextlib.contextmanager

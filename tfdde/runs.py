@@ -8,6 +8,8 @@ The folder of a script's run::
         density.keras  generator.keras  the trained models
         <phase>.csv  tensorboard/       losses by epoch
         *.png                           pictures
+
+On several hosts (``tfdde.cluster``) the chief writes it, and the others write a temporary one.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import datetime
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -30,11 +35,15 @@ import numpy as np
 import tensorflow as tf
 
 import tfdde
-from tfdde.callbacks import Checkpoint, DivergedError, atomic
+from tfdde import cluster
+from tfdde.callbacks import Checkpoint, DivergedError, atomic, check_seal
 from tfdde.checks import check_integer, check_positive
+from tfdde.signals import Interrupt, Signals
 from tfdde.training import Trainer
 
-INTERRUPTED = 130  # the exit code of a program that SIGINT ended
+# Exit codes: of a program that SIGINT ended, of one that SIGTERM did, and of a worker that lost
+# another.
+INTERRUPTED, TERMINATED, LOST = 130, 143, 3
 
 
 class RunError(ValueError):
@@ -65,8 +74,13 @@ class Run:
             if not config.exists():
                 raise RunError(f"There is no run to resume in {self.folder}: leave out --resume.")
             _check_same(_arguments(config), given, self.folder)
+        self.chief = cluster.this_cluster().rank == 0
+        if not self.chief:
+            self._take_copy()
+        if resume:
+            self._remove_half_written()
             return
-        if config.exists():
+        if config.exists() and self.chief:
             raise RunError(
                 f"There is a run in {self.folder} already: add --resume to continue it, "
                 "or choose another --output."
@@ -84,6 +98,21 @@ class Run:
         """A path in the folder, as with ``pathlib``."""
         return self.folder / name
 
+    def _take_copy(self) -> None:
+        """Go on in a temporary folder: the chief's models and logs are the same."""
+        self._temporary = tempfile.TemporaryDirectory()  # removed with this object
+        shared, self.folder = self.folder, Path(self._temporary.name)
+        if self.resume:
+            ignore = shutil.ignore_patterns("tensorboard", ".*")
+            shutil.copytree(shared, self.folder, ignore=ignore, dirs_exist_ok=True)
+
+    def _remove_half_written(self) -> None:
+        """Remove what was being written when the run was killed."""
+        for folder in (self.folder, self / "checkpoint"):
+            for path in folder.glob(".*"):
+                if path.name.split(".")[1].isdecimal():
+                    path.unlink(missing_ok=True)
+
     def train(
         self,
         phase: str,
@@ -97,8 +126,9 @@ class Run:
 
         A run resumed from any step ends with the very weights of an uninterrupted one, and
         logs the same epochs (an epoch that was interrupted with the mean loss of the steps
-        since).  Ctrl-C finishes the step, saves the state and returns; a
-        second Ctrl-C raises KeyboardInterrupt at once, with the last checkpoint whole.
+        since).  Ctrl-C or SIGTERM, to any of several workers, finishes the step, saves the state
+        and returns; Ctrl-C after it raises KeyboardInterrupt at once, with the last checkpoint
+        whole.
 
         Args:
             phase: name of the files.
@@ -110,22 +140,24 @@ class Run:
             callbacks: more callbacks.
 
         Returns:
-            False if Ctrl-C ended it, True if it is complete.
+            False if Ctrl-C or SIGTERM ended it, True if it is complete.
 
         Raises:
+            RunError: the checkpoint is damaged, or of another model.
             DivergedError: the loss or a weight stopped being finite.
         """
         checkpoint = Checkpoint(self / "checkpoint" / f"{phase}.weights.h5")
         log = _Log(self / f"{phase}.csv")
         load = self.resume and checkpoint.path.exists()
-        with _Interrupt() as interrupt:
+        with Interrupt(model.distribute_strategy) as interrupt:
             while True:
                 if load:
                     # Also after each `fit`, whose end puts the optimizer's averages (`use_ema`)
                     # in place of the weights: the checkpoint has the weights to go on from.
-                    model.load_weights(checkpoint.path)
+                    _load(model, checkpoint.path)
                 start = int(model.optimizer.iterations.numpy())
-                if start >= steps or interrupt.requested:
+                interrupted = interrupt.anywhere()
+                if start >= steps or interrupted:
                     break
                 # One `fit` for all whole epochs; one for the rest of an epoch that was
                 # interrupted, and for a last epoch that is shorter than the others.
@@ -137,7 +169,8 @@ class Run:
                     initial_epoch=epoch,
                     epochs=epoch + max(whole, 1),
                     steps_per_epoch=epoch_steps if whole else part,
-                    verbose="auto" if sys.stdout.isatty() else 2,  # no bars in a log file
+                    # No bars in a log file.
+                    verbose=("auto" if sys.stdout.isatty() else 2) if self.chief else 0,
                     callbacks=[
                         log,
                         *self._tensorboard(phase),
@@ -150,9 +183,9 @@ class Run:
         if start > 0:  # the averages are zeros before
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.save(phase, model)
-        if interrupt.requested and start < steps:
+        if interrupted and start < steps:
             print(f"Interrupted at step {start} of {steps} ({phase}).")
-        return not interrupt.requested
+        return not interrupted
 
     def save(self, name: str, model: keras.Model) -> None:
         """Write ``<name>.keras``."""
@@ -168,29 +201,43 @@ class Run:
 def command(script: Callable[..., bool]) -> Callable[..., int]:
     """Make a ``main`` of a script: what a user can cause ends in one sentence and an exit code.
 
+    SIGTERM does as Ctrl-C does, outside of the training too.
+
     Args:
-        script: function that returns False if Ctrl-C ended the training.
+        script: function that returns False if Ctrl-C or SIGTERM ended the training.
 
     Returns:
         A function of the same arguments that returns 0, 1 (the training diverged), 2 (the
-        data or the run folder are not right) or 130 (Ctrl-C).
+        data or the run folder are not right), 3 (another worker was lost), 130 (Ctrl-C) or 143
+        (SIGTERM).
     """
 
     @wraps(script)
     def main(*args: Any, **kwargs: Any) -> int:
-        try:
-            if script(*args, **kwargs):
-                return 0
-        except KeyboardInterrupt:
-            pass
-        except DivergedError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except (RunError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print("To continue, run the same command with --resume.")
-        return INTERRUPTED
+        with Signals() as signals:
+            try:
+                if script(*args, **kwargs):
+                    return 0
+            except KeyboardInterrupt:
+                pass
+            except DivergedError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1
+            except (RunError, OSError) as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except cluster.LOST as error:
+                if cluster.this_cluster().workers == 1:
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                print(
+                    "error: another worker was lost; the last checkpoint is whole: start all of "
+                    f"them again with --resume ({type(error).__name__}: {reason}).",
+                    file=sys.stderr,
+                )
+                return LOST
+            print("To continue, run the same command with --resume.")
+            return TERMINATED if signals.last == signal.SIGTERM else INTERRUPTED
 
     return main
 
@@ -214,8 +261,23 @@ def positive_float(text: str) -> float:
 def strategy_for(devices: Sequence[str] | None) -> tf.distribute.Strategy:
     """Strategy for devices such as ["GPU:0", "GPU:1"]; by default all GPUs.
 
-    Several CPU devices share the one processor: a trial without GPUs.
+    Several CPU devices share the one processor: a trial without GPUs.  If ``TF_CONFIG`` names
+    several workers, all GPUs of all of them.
+
+    Raises:
+        RunError: ``TF_CONFIG`` is wrong, or there are ``devices`` beside it.
     """
+    try:
+        workers = cluster.this_cluster().workers
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    if workers > 1:
+        if devices:
+            raise RunError(
+                f"--devices must be left out when TF_CONFIG has several workers, got {devices}: "
+                "CUDA_VISIBLE_DEVICES chooses the GPUs of each."
+            )
+        return cluster.strategy()
     if devices and (count := sum("CPU" in name.upper() for name in devices)) > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(
@@ -261,31 +323,20 @@ class _Log(keras.callbacks.Callback):
             writer.writerows(rows)
 
 
-class _Interrupt(keras.callbacks.Callback):
-    """Ask `fit` to end after the step in which SIGINT came; a second one raises at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requested = False
-
-    def __enter__(self) -> _Interrupt:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        # Not `print`, which may not be entered again if the signal came in the middle of one.
-        os.write(2, b"\nStopping after this step; Ctrl-C again quits at once.\n")
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        # Keras then ends the epoch, and so the checkpoint is written.
-        if self.requested:
-            self.model.stop_training = True
+def _load(model: keras.Model, path: Path) -> None:
+    """Load a checkpoint, or tell in a sentence why not."""
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns when it could not load some of the weights.
+            warnings.simplefilter("error", UserWarning)
+            check_seal(path)
+            model.load_weights(path)
+    except Exception as error:  # whatever h5py and Keras raise at a bad file
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RunError(
+            f"The checkpoint {path} is damaged, or of another model ({reason}): put back a copy "
+            "of it, or remove it to train from the start."
+        ) from error
 
 
 def _arguments(config: Path) -> dict[str, Any]:

@@ -181,6 +181,13 @@ class Trainer(keras.Model):
         x, conditions = data
         return self._check_data(x, conditions, f"{name}[0]", f"{name}[1]")
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing: all is built from the start.
+
+        Under a strategy Keras's own takes a batch for it, which `fit` with ``steps_per_epoch``
+        would then miss, and several hosts can't if the batch doesn't divide evenly.
+        """
+
     def make_train_function(self, force: bool = False) -> Callable:
         if self.train_function is None or force:
             self.train_function = self._loop(self.train_step)

@@ -1,0 +1,77 @@
+"""One of two workers on the loopback, for test_cluster.py: trains, is stopped, loses the other."""
+
+import json
+import os
+import signal
+import sys
+
+import keras
+import numpy as np
+
+import tfdde
+from tfdde import networks, runs
+from tfdde.datasets import stream
+
+EPOCH, STEPS = 3, 8
+
+
+def build(strategy):
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(1 + runs.cluster.this_cluster().rank)  # the chief's counts
+    with strategy.scope():
+        network = networks.residual_mlp(2, 8, 1, levels=True)
+        model = tfdde.DDE(network, tfdde.LogUniform(0.2, 2.0), seed=1)
+        model.compile(keras.optimizers.SGD(1e-2, use_ema=True, ema_momentum=0.9))
+    return model
+
+
+def train(model, folder, resume=False, steps=STEPS, callbacks=()):
+    x = np.random.default_rng(0).standard_normal((200, 2)).astype("float32")
+    run = runs.Run(folder, {"steps": steps}, resume)
+
+    def batches(k):
+        return stream(x, 15, 1, k)  # odd, so that the shares differ
+
+    return run.train("density", model, batches, steps, EPOCH, callbacks)
+
+
+class At(keras.callbacks.Callback):
+    """Send this process a signal right after iteration ``step``."""
+
+    def __init__(self, step, number):
+        super().__init__()
+        self.step, self.number = step, number
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations.numpy()) == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def main(top, rank, ports):
+    addresses = [f"127.0.0.1:{port}" for port in ports.split(",")]
+    task = {"type": "worker", "index": int(rank)}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    second = rank == "1"
+    strategy = runs.strategy_for(None)
+
+    @runs.command
+    def whole():
+        return train(build(strategy), f"{top}/whole")
+
+    @runs.command
+    def stopped(resume=False):
+        term = [At(4, signal.SIGTERM)] if second and not resume else []
+        return train(build(strategy), f"{top}/stopped", resume, callbacks=term)
+
+    @runs.command
+    def lost():
+        kill = [At(4, signal.SIGKILL)] if second else []
+        return train(build(strategy), f"{top}/lost", steps=1_000_000, callbacks=kill)
+
+    codes = [whole(), stopped(), stopped(resume=True)]
+    print(json.dumps({"codes": codes}), flush=True)
+    return lost()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
