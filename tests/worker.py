@@ -7,6 +7,7 @@ import sys
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfdde
 from tfdde import networks, runs
@@ -15,22 +16,27 @@ from tfdde.datasets import stream
 EPOCH, STEPS = 3, 8
 
 
-def build(strategy):
+def build(strategy, learning_rate=1e-2, **compile_kwargs):
     keras.utils.clear_session()
     keras.utils.set_random_seed(1 + runs.cluster.this_cluster().rank)  # the chief's counts
     with strategy.scope():
         network = networks.residual_mlp(2, 8, 1, levels=True)
         model = tfdde.DDE(network, tfdde.LogUniform(0.2, 2.0), seed=1)
-        model.compile(keras.optimizers.SGD(1e-2, use_ema=True, ema_momentum=0.9))
+        averaging = {"use_ema": True, "ema_momentum": 0.9}
+        model.compile(keras.optimizers.SGD(learning_rate, **averaging), **compile_kwargs)
     return model
 
 
-def train(model, folder, resume=False, steps=STEPS, callbacks=()):
+def train(model, folder, resume=False, steps=STEPS, callbacks=(), bad=None):
+    """Train in ``folder``; batch number ``bad`` has a NaN."""
     x = np.random.default_rng(0).standard_normal((200, 2)).astype("float32")
     run = runs.Run(folder, {"steps": steps}, resume)
 
     def batches(k):
-        return stream(x, 15, 1, k)  # odd, so that the shares differ
+        rows = stream(x, 15, 1, k)  # odd, so that the shares differ
+        if bad is None:
+            return rows
+        return rows.enumerate(k).map(lambda i, x: tf.where(i == bad, np.float32("nan"), x))
 
     return run.train("density", model, batches, steps, EPOCH, callbacks)
 

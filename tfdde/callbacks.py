@@ -83,9 +83,18 @@ class Checkpoint(keras.callbacks.Callback):
         if bad := _bad(weights):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
         with atomic(self.path) as beside:
+            # Weights, and three more of each in Adam with averages, with HDF5's own bytes.
+            _reserve(beside, sum(4 * (w.numpy().nbytes + 2048) for w in self.model.weights))
             self.model.save_weights(beside, overwrite=True)
             with open(beside, "r+b") as f:
                 f.write(SEAL + hashlib.file_digest(f, "sha256").digest())
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raise OSError unless a file may have ``size`` bytes: HDF5 crashes if a disk is full."""
+    with open(path, "wb") as f:
+        if size and hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(f.fileno(), 0, size)
 
 
 SEAL = b"tfdde sha256:"

@@ -28,6 +28,7 @@ import re
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def _load(path: Path, kind: type) -> Any:
         with warnings.catch_warnings():
             # Keras only warns when it could not load some of the weights.
             warnings.simplefilter("error", UserWarning)
-            model = keras.saving.load_model(path, compile=False)
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # Keras does not look at the checksums
+                    raise ValueError(f"the checksum of {damaged} in it is wrong")
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever zipfile, json, h5py and Keras raise at a bad file
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} can't be loaded as a Keras model: {reason}") from error
