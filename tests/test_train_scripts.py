@@ -85,11 +85,12 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("one_level", [False, True])
-def test_toy(script, tmp_path, capsys, one_level):
+@pytest.mark.parametrize("dataset, high", [("checkerboard", 0.2), ("distant_gaussians", 9.0)])
+def test_toy(script, tmp_path, capsys, dataset, high):
+    """Of one level, and of many on a toy whose networks see it rescaled."""
     toy, folder = script("toy"), tmp_path / "run"
-    top = ["--sigma-max=0.2"] if one_level else []
-    args = [*TOY, "--steps=6", "--generator-steps=5", *top, f"--output={folder}"]
+    args = [*TOY, f"--dataset={dataset}", f"--sigma-max={high}", "--steps=6", "--generator-steps=5"]
+    args += [f"--output={folder}"]
     assert toy.main(args) == 0
     assert files(folder) >= EXPECTED | {"density.png"}
     kl = re.search(r"KL\(exact \|\| normalised DDE\) = (\S+) nats", capsys.readouterr().out)
@@ -98,7 +99,7 @@ def test_toy(script, tmp_path, capsys, one_level):
     assert generator.sample(3, seed=1).shape == (3, 2)
     density = keras.saving.load_model(folder / "density.keras")
     assert density.log_density(np.zeros((3, 2)), normalized=False).shape == (3,)
-    points = tfdde.datasets.sample_toy("checkerboard", toy.POOL, seed=0)
+    points = tfdde.datasets.sample_toy(dataset, toy.POOL, seed=0)
     assert data_hash(folder, density) == f"crc32:{zlib.crc32(points.tobytes()):08x}"
 
     # A second run does not overwrite the first, and another one is not its continuation.

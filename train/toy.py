@@ -97,6 +97,15 @@ def parse(argv):
     return args
 
 
+def rescaled(network, inputs, outputs):
+    """The network of ``inputs`` x, its output times ``outputs``."""
+    if inputs == outputs == 1.0:
+        return network
+    x, *others = [keras.Input(i.shape[1:], name=i.name) for i in network.inputs]
+    y = network([keras.layers.Rescaling(inputs)(x), *others] if others else x)
+    return keras.Model([x, *others] if others else x, keras.layers.Rescaling(outputs)(y))
+
+
 @runs.command
 def main(argv=None):
     args = parse(argv)
@@ -111,7 +120,11 @@ def main(argv=None):
     many = args.sigma_max > args.sigma
     noise = tfdde.LogUniform(args.sigma, args.sigma_max) if many else tfdde.Constant(args.sigma)
 
+    # Networks see all toys at the size of the first four, for which their first weights are.
+    scale = datasets.toy_scale(args.dataset) / datasets.toy_scale("checkerboard")
+
     def density_of(network, seed):
+        network = rescaled(network, 1 / scale, 1.0)
         base = tfdde.GaussianBase(2)
         base.adapt(x)
         return tfdde.DDE(network, noise, base, antithetic=True, time_weight=0.2, seed=seed)
@@ -124,14 +137,15 @@ def main(argv=None):
         averaging = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
         density.compile(averaging, jit_compile=args.jit)
         if many:
-            network = networks.residual_mlp(2, 64, 4, activation="silu", levels=True, experts=2)
+            generated = networks.residual_mlp(2, 64, 4, activation="silu", levels=True, experts=2)
         else:
-            network = networks.residual_mlp(2, args.width, args.depth)
+            generated = networks.residual_mlp(2, args.width, args.depth)
         shape = {"width": args.generator_width, "depth": args.generator_depth, "output_shape": 2}
+        network = networks.residual_mlp(args.latent_dim, activation="silu", **shape)
         generator = tfdde.Generator(
-            networks.residual_mlp(args.latent_dim, activation="silu", **shape),
+            rescaled(network, 1.0, scale),
             data_dde=density,
-            generated_dde=density_of(network, args.seed + 2),
+            generated_dde=density_of(generated, args.seed + 2),
             latent_dim=args.latent_dim,
             dde_steps=args.dde_steps,
             relative=args.relative,
