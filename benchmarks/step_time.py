@@ -1,0 +1,392 @@
+"""Training steps beside the same ones in PyTorch and JAX, and beside the machine's matrix products.
+
+    python benchmarks/step_time.py --threads 2
+    python benchmarks/step_time.py --threads 1 --busy --cases tabular
+    python benchmarks/step_time.py --start --data-dir DIR
+
+Each method has its own process; they take turns, a fraction of a second each, so that whatever
+else keeps the machine busy hits all alike. Times are medians over the rounds, with the interval
+between the second lowest and the second highest: of nine rounds it covers the median 96 times in
+100. Ratios are taken within rounds. --busy takes the process's CPU time instead, which other work
+on the processor changes little: for one thread.
+
+`gemm` rows are the step's matrix products alone, in their shapes and number, by NumPy, PyTorch
+and TensorFlow, and `square` a product of 2048 x 2048 matrices. Shares are the time of the products
+at the rate of the fastest of these, by the time of the step. `tfdde x 8` has steps_per_execution
+= 8. torch.compile has the score by torch.func.grad: torch.autograd.grad with create_graph, as in
+eager code, it refuses to differentiate again, which `torch compile autograd` shows.
+
+--start measures what `import tfdde` adds to `import tensorflow`, and train/mnist.py from its start
+to the end of its first step.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import step_peers
+
+RESIDUAL = {"kind": "residual", "inputs": 2, "width": 32, "depth": 25, "outputs": 1}
+CASES = {
+    "2-D, 25 x 32": {"density": RESIDUAL, "batch": 2048},
+    "tabular, 25 x 128": {"density": RESIDUAL | {"inputs": 8, "width": 128}, "batch": 512},
+    "MNIST, dense 15 x 256": {
+        "density": {"kind": "dense", "inputs": 784, "width": 256, "depth": 15, "outputs": 1},
+        "batch": 100,
+    },
+    "alternating, 25 x 32": {
+        "density": RESIDUAL,
+        "generator": RESIDUAL | {"outputs": 2},
+        "batch": 2048,
+        "dde_steps": 10,
+    },
+}
+SQUARE = 2048
+ROUND = 0.4  # seconds of a method's turn
+METHODS = [
+    *("tfdde", "tfdde jit", "tfdde x 8", "tfdde jit x 8"),
+    *("torch eager", "torch compile", "torch compile autograd", "jax jit"),
+    *(
+        f"gemm {name}{shape}"
+        for name in ("numpy", "torch", "tensorflow")
+        for shape in ("", " square")
+    ),
+]
+
+
+def products(case):
+    """The matrix products of a step: (rows, inner, columns) of each, in order.
+
+    Of a kernel a density's update needs two products forward (value, score), and for the
+    gradient of its loss one forward again, two for the kernel and one backward; not all of them
+    at the linear output, of which the loss sees the kernel alone, and at the input.
+    """
+    b = case["batch"]
+
+    def of(network, uses, last_uses):
+        found = []
+        shapes = step_peers.shapes_of(network)
+        for k, (i, o) in enumerate(shapes):
+            # Of these inputs are the network's own, whose gradient nothing needs.
+            own = network["inputs"] if k == 0 or network["kind"] == "dense" else 0
+            shape = {
+                "value": (b, i, o),
+                "score": (b, o, i),
+                "weights": (i, b, o),
+                "backward": (b, o, i - own),
+            }
+            found += [shape[use] for use in (uses if k < len(shapes) - 1 else last_uses)]
+        return [each for each in found if min(each) > 0]
+
+    uses = ["value", "score", "value", "weights", "weights", "backward"]
+    update = of(case["density"], uses, ["value", "score", "weights"])
+    if "generator" not in case:
+        return update
+    value, score, backward = ["value"], ["value", "score"], ["value", "weights", "backward"]
+    generated = of(case["generator"], value, value) + update
+    last = of(case["generator"], backward, backward) + 2 * of(case["density"], score, score)
+    return case["dde_steps"] * generated + last
+
+
+def flops(shapes):
+    return sum(2 * a * b * c for a, b, c in shapes)
+
+
+def tfdde_model(case, jit, repeats):
+    import keras
+
+    import tfdde
+
+    def network(name):
+        about = dict(case[name])
+        build = {"residual": tfdde.networks.residual_mlp, "dense": tfdde.networks.dense_block}
+        inputs, outputs = about.pop("inputs"), about.pop("outputs")
+        activation = "silu" if name == "generator" else tfdde.networks.softplus
+        return build[about.pop("kind")](
+            inputs,
+            output_shape=None if outputs == 1 else outputs,
+            activation=activation,
+            **about,
+        )
+
+    def density(seed):
+        return tfdde.DDE(network("density"), tfdde.Constant(step_peers.SIGMA), seed=seed)
+
+    def adam():
+        # Averaged weights, as in the scripts, would be more than the peers do.
+        return keras.optimizers.Adam(step_peers.RATE)
+
+    settings = {"jit_compile": jit, "steps_per_execution": repeats}
+    if "generator" not in case:
+        model = density(0)
+        model.compile(adam(), **settings)
+        return model
+    latents = case["generator"]["inputs"]
+    model = tfdde.Generator(
+        network("generator"), density(0), density(1), latents, case["dde_steps"], seed=0
+    )
+    model.compile(adam(), dde_optimizer=adam(), **settings)
+    return model
+
+
+def tfdde_steps(case, x, jit, repeats):
+    """Function of a number of steps, a multiple of ``repeats``: as `fit` calls them."""
+    import tensorflow as tf
+
+    import tfdde
+
+    model = tfdde_model(case, jit, repeats)
+    batches = iter(tfdde.datasets.stream(x, case["batch"], seed=0))
+    function = model.make_train_function()
+
+    def run(count):
+        for _ in range(count // repeats):
+            logs = function(batches)
+            float(tf.nest.flatten(logs)[0])  # as callbacks do
+
+    return run
+
+
+def gemm_steps(case, library):
+    import numpy as np
+
+    shapes = [(SQUARE,) * 3] if case is None else products(case)
+    rng = np.random.default_rng(0)
+    pairs = {
+        (a, b, c): (
+            rng.standard_normal((a, b)).astype(np.float32),
+            rng.standard_normal((b, c)).astype(np.float32),
+        )
+        for a, b, c in shapes
+    }
+    if library == "numpy":
+        multiply = np.dot
+    elif library == "torch":
+        import torch
+
+        pairs = {k: [torch.from_numpy(part) for part in pair] for k, pair in pairs.items()}
+        multiply = torch.mm
+    else:
+        import tensorflow as tf
+
+        pairs = {k: [tf.constant(part) for part in pair] for k, pair in pairs.items()}
+        multiply = tf.matmul
+
+    def run(count):
+        for _ in range(count):
+            for shape in shapes:
+                multiply(*pairs[shape])
+
+    return run
+
+
+def make(case, method, threads):
+    """Function of a number of steps."""
+    import numpy as np
+
+    if method.startswith("gemm"):
+        _, library, *square = method.split()
+        if library == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        return gemm_steps(None if square else case, library)
+    inputs = case["density"]["inputs"]
+    x = np.random.default_rng(0).standard_normal((20_000, inputs), np.float32)
+    if method.startswith("tfdde"):
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        words = method.split()
+        return tfdde_steps(case, x, "jit" in words, int(words[-1]) if "x" in words else 1)
+    if method.startswith("torch"):
+        import torch
+
+        torch.set_num_threads(threads)
+        step = step_peers.torch_step(case, x, "compile" in method, method != "torch compile")
+    else:
+        step = step_peers.jax_step(case, x)
+
+    def run(count):
+        for _ in range(count):
+            step()
+
+    return run
+
+
+def work(connection, case, method, threads, busy):
+    """Make steps whenever asked to, in a process of its own."""
+    clock = time.process_time if busy else time.perf_counter
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    try:
+        start = clock()
+        run = make(case, method, threads)
+        unit = int(method.split()[-1]) if " x " in method else 1
+        run(unit)
+        first = clock() - start
+        count = unit
+        while True:  # how many fill a turn
+            start = clock()
+            run(count)
+            seconds = clock() - start
+            if seconds > ROUND / 2:
+                break
+            count *= 2
+        count = max(unit, int(count * ROUND / seconds) // unit * unit)
+        connection.send(first)
+        while connection.recv():
+            start = clock()
+            run(count)
+            connection.send((clock() - start) / count)
+    except Exception as error:  # e.g. a peer that can't be compiled: its row says so
+        connection.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
+
+
+def interval(values):
+    """Median, second lowest and second highest."""
+    values = sorted(values)
+    cut = 1 if len(values) > 4 else 0
+    return [statistics.median(values), values[cut], values[-1 - cut]]
+
+
+def measure(case, methods, threads, rounds, busy):
+    """Seconds to the first step and, by method, seconds a step in each round, or an error."""
+    context = multiprocessing.get_context("spawn")
+    first, times, errors, workers = {}, {}, {}, {}
+    for method in methods:
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=work, args=(theirs, case, method, threads, busy), daemon=True
+        )
+        process.start()
+        theirs.close()
+        answer = ours.recv()
+        if isinstance(answer, str):
+            errors[method] = answer
+            continue
+        workers[method], first[method], times[method] = (process, ours), answer, []
+    for _ in range(rounds):
+        for method, (_, connection) in workers.items():
+            connection.send(True)
+            times[method].append(connection.recv())
+    for process, connection in workers.values():
+        connection.send(False)
+        process.join()
+    return first, times, errors
+
+
+def compare(name, case, methods, threads, rounds, busy):
+    """Measure a case and add its row."""
+    import record  # which imports TensorFlow: not in the other processes
+
+    first, times, errors = measure(case, methods, threads, rounds, busy)
+    work = {"products": flops(products(case)), "square": 2 * SQUARE**3}
+    rows = {}
+    for method, seconds in times.items():
+        rows[method] = {"ms": [round(1e3 * s, 3) for s in interval(seconds)]}
+        if method.startswith("gemm"):
+            kind = "square" if method.endswith("square") else "products"
+            rate = work[kind] / statistics.median(seconds)
+            rows[method]["gflops_per_second"] = round(rate / 1e9, 1)
+        else:
+            rows[method]["first_step_seconds"] = round(first[method], 2)
+
+    def fastest(start, square=False):
+        found = [m for m in times if m.startswith(start) and m.endswith("square") == square]
+        return min(found, key=lambda m: rows[m]["ms"][0], default=None)
+
+    def ratio(method, scale=1.0):
+        if ours and method:
+            pairs = zip(times[method], times[ours], strict=True)
+            return [round(scale * r, 3) for r in interval([a / b for a, b in pairs])]
+        return None
+
+    ours = fastest("tfdde")
+    row = {
+        "rounds": rounds,
+        "clock": "CPU" if busy else "wall",
+        "gflop": round(work["products"] / 1e9, 3),
+        "methods": rows | {method: {"error": error} for method, error in errors.items()},
+        "fastest": ours,
+        "torch_over_fastest": ratio(fastest("torch")),
+        "jax_over_fastest": ratio(fastest("jax")),
+        "share_of_gemm_in_these_shapes": ratio(fastest("gemm")),
+        "share_of_gemm_square": ratio(
+            fastest("gemm", square=True), work["products"] / work["square"]
+        ),
+    }
+    record.add("step_time", {"name": f"{name}, threads = {threads}", **row})
+
+
+IMPORT = """
+import time, tensorflow
+start = time.perf_counter()
+import tfdde
+print(time.perf_counter() - start)
+"""
+
+
+def start_up(data_dir, rounds):
+    """Add the row of what passes before the first step."""
+    import record
+
+    root = Path(__file__).parent.parent
+    imports, starts = [], []
+    for _ in range(rounds):
+        done = subprocess.run(
+            [sys.executable, "-c", IMPORT], stdout=subprocess.PIPE, check=True, cwd=root
+        )
+        imports.append(float(done.stdout))
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "train/mnist.py", "--steps", "1", "--output", folder]
+            command += ["--data-dir", data_dir] if data_dir else []
+            start = time.time()
+            script = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=root)
+            log = Path(folder, "density.csv")
+            while not log.exists():
+                if script.poll():
+                    sys.exit("train/mnist.py failed")
+                time.sleep(0.01)
+            starts.append(log.stat().st_mtime - start)
+            script.kill()
+            script.wait()
+    row = {
+        "rounds": rounds,
+        "import_tfdde_seconds": [round(s, 3) for s in interval(imports)],
+        "train_mnist_seconds_to_first_step": [round(s, 2) for s in interval(starts)],
+    }
+    record.add("step_time", {"name": "start", **row})
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cases", nargs="+", default=[""], help="beginnings of their names")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--busy", action="store_true", help="take CPU time")
+    parser.add_argument("--start", action="store_true", help="measure the start instead")
+    parser.add_argument("--data-dir", help="of train/mnist.py, for --start")
+    args = parser.parse_args()
+    if args.start:
+        start_up(args.data_dir, args.rounds)
+        return
+    if args.busy and args.threads > 1:
+        parser.error("--busy is for --threads 1")
+    if args.threads > len(os.sched_getaffinity(0)):
+        parser.error(f"--threads {args.threads}: this process may use fewer processors")
+    for name, case in CASES.items():
+        if name.startswith(tuple(args.cases)):
+            compare(name, case, args.methods, args.threads, args.rounds, args.busy)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""benchmarks/step_time.py counts the right products, and its peers have tfdde's networks."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdde
+from tfdde import networks
+
+
+@pytest.fixture(scope="module")
+def step_time():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+        yield importlib.import_module("step_time")
+
+
+def matmul_flops(graph):
+    total = 0
+    for op in graph.get_operations():
+        if op.type == "MatMul":
+            inner = op.inputs[0].shape[0 if op.get_attr("transpose_a") else 1]
+            total += 2 * inner * op.outputs[0].shape.num_elements()
+    return total
+
+
+@pytest.mark.parametrize("inputs", [2, 5])
+def test_products_are_those_of_the_graph(step_time, inputs):
+    network = {"kind": "residual", "inputs": inputs, "width": 8, "depth": 3, "outputs": 1}
+    dde = tfdde.DDE(networks.residual_mlp(inputs, 8, 3), tfdde.Constant(0.2))
+    dde.prepare(tf.function)
+    rows = tf.TensorSpec((7, inputs))
+    scalar = tf.TensorSpec(())
+    graph = dde._gradients.get_concrete_function(rows, rows, scalar, scalar).graph
+    expected = step_time.flops(step_time.products({"density": network, "batch": 7}))
+    assert matmul_flops(graph) == expected
+
+
+@pytest.mark.parametrize("kind", ["residual", "dense"])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_peers_have_the_same_networks(step_time, kind, outputs):
+    peers = step_time.step_peers
+    network = {"kind": kind, "inputs": 3, "width": 5, "depth": 2, "outputs": outputs}
+    build = {"residual": networks.residual_mlp, "dense": networks.dense_block}[kind]
+    ours = build(3, 5, 2, output_shape=None if outputs == 1 else outputs)
+    weights = [w + 0.1 for w in peers.first_weights(network, 0)]
+    ours.set_weights(weights[: len(ours.weights)])
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    expected = peers.apply(
+        network, weights, x, lambda a: np.logaddexp(0, a), lambda parts, axis: np.hstack(parts)
+    )
+    np.testing.assert_allclose(ours(x), expected, rtol=1e-4, atol=1e-5)
