@@ -341,3 +341,23 @@ def test_bad_input(call, message):
     model.compile("adam")
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+def test_a_loop_of_updates_is_the_same_as_one_after_the_other(monkeypatch):
+    def trained():
+        keras.utils.set_random_seed(0)
+        ddes = [
+            tfdde.DDE(networks.residual_mlp(2, 8, 2), tfdde.Constant(0.3), seed=s) for s in (1, 2)
+        ]
+        maker = networks.residual_mlp(2, 8, 2, output_shape=2)
+        generator = tfdde.Generator(maker, *ddes, latent_dim=2, dde_steps=3, data_steps=2, seed=3)
+        generator.compile(data_optimizer="adam")
+        x = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
+        logs = generator.fit(x, batch_size=16, epochs=2, verbose=0).history
+        return [*generator.get_weights(), *logs.values()]
+
+    looped = trained()
+    unrolled = lambda update, times: [update() for _ in range(times)]  # noqa: E731
+    monkeypatch.setattr("tfdde.generator.repeat", unrolled)
+    for a, b in zip(looped, trained(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -20,6 +20,7 @@ from tfdde.training import (
     Trainer,
     as_batch,
     global_count,
+    repeat,
     to_conditions,
     to_rows,
     update_mean,
@@ -205,19 +206,24 @@ class Generator(Trainer):
         x, *condition = as_batch(data, self.data_shape, self.condition_dim)
         rows = tf.shape(x)[0]
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
-        # Unrolled: `apply_gradients` may not stand in a tf.while_loop under a strategy.
-        if self.data_optimizer is not None:
-            for _ in range(self.data_steps):
-                sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
-                loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma, *condition)
-                update_mean(self.data_loss_tracker, loss, count)
-        for _ in range(self.dde_steps):
+
+        def update_data() -> None:
+            assert self.data_optimizer is not None
+            sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
+            loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma, *condition)
+            update_mean(self.data_loss_tracker, loss, count)
+
+        def update_generated() -> None:
             done = self.dde_optimizer.iterations
             z = self._latent(rows, done, Stream.LATENT_DENSITY)
             sigma = self._level(rows, done, Stream.GENERATED_LEVEL)
             y = self.call(z, *condition)
             loss, count = self.generated_dde.minimize(y, self.dde_optimizer, sigma, *condition)
             update_mean(self.dde_loss_tracker, loss, count)
+
+        if self.data_optimizer is not None:
+            repeat(update_data, self.data_steps)
+        repeat(update_generated, self.dde_steps)
         count, total = global_count(x)
         z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
         epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)

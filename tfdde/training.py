@@ -41,6 +41,24 @@ def update_mean(metric: keras.metrics.Mean, total: tf.Tensor, count: tf.Tensor) 
     metric.update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
 
 
+def repeat(update: Callable[[], None], times: int) -> None:
+    """Make an update of variables several times in one step.
+
+    As a loop, which is traced and compiled once; unrolled under a strategy, where optimizers
+    may not stand in a tf.while_loop.
+    """
+    if times == 1 or tf.distribute.has_strategy():
+        for _ in range(times):
+            update()
+        return
+
+    def body(done: tf.Tensor) -> tf.Tensor:
+        update()
+        return done + 1
+
+    tf.while_loop(lambda done: done < times, body, [0], parallel_iterations=1)
+
+
 class Trainer(keras.Model):
     """Base of ``DDE`` and ``Generator``: checked input, one code path for every strategy.
 
