@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def add(benchmark, row):
         **row,
         "machine": machine(),
         "versions": {m.__name__: m.__version__ for m in (tfdde, tf, keras, np)},
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
     }
     rows = [r for r in rows if r["name"] != row["name"]] + [row]

@@ -28,6 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import step_peers
@@ -311,6 +313,7 @@ def compare(name, case, methods, threads, rounds, busy):
 
     ours = fastest("tfdde")
     row = {
+        "peers": {name: metadata.version(name) for name in ("torch", "jax") if find_spec(name)},
         "rounds": rounds,
         "clock": "CPU" if busy else "wall",
         "gflop": round(work["products"] / 1e9, 3),
