@@ -1,0 +1,295 @@
+"""Mutation testing: what share of small faults, put into a module one at a time, do its tests see?
+
+    python benchmarks/mutation.py density --mutants 30 --skip 25
+
+The faults are mutmut's (comparisons, arithmetic, numbers, booleans, names of options; an argument
+dropped or None; a value None), and besides a call whose value nobody uses removed, a condition
+negated, None returned.  Not mutated: docstrings, annotations, decorators, default arguments of
+another kind than a name, number or string, ``__repr__``, whatever stands in a ``raise``, names
+of arguments given to checks, and what is outside of functions.  A mutant is killed if a test fails,
+or takes too long.
+
+Only the tests in ``TESTS`` are run, so that the share is a lower bound.  TensorFlow is
+imported once; each mutant gets a process forked from there, before TensorFlow starts any
+thread.  Needs ``pip install mutmut``.
+"""
+
+import argparse
+import compileall
+import difflib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# The tests of each module, of which the quick ones come first.
+TESTS = {
+    "noise": ["test_noise.py", "test_density.py"],
+    "partition": ["test_partition.py"],
+    "density": ["test_density.py", "test_conditional.py"],
+    "generator": ["test_generator.py", "test_conditional.py"],
+}
+# Mutants that no test can kill, by their change, and why.
+EQUIVALENT: dict[str, dict[str, str]] = {}
+
+
+def operators():
+    """Kind, type of node, and a function that yields what may stand in the node's place."""
+    import libcst as cst
+    from mutmut.mutation import mutators
+
+    def one_string(node):
+        yield from list(mutators.operator_string(node))[:1]
+
+    def removed(node):
+        if isinstance(node.value, cst.Call):
+            yield cst.Pass()
+
+    def negated(node):
+        test = node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+        yield node.with_changes(test=cst.UnaryOperation(cst.Not(), test))
+
+    def none(node):
+        if node.value is not None and getattr(node.value, "value", None) != "None":
+            yield node.with_changes(value=cst.Name("None"))
+
+    found = [(cst.Expr, removed), (cst.If, negated), (cst.Return, none)]
+    for node, mutate in mutators.mutation_operators:
+        found.append((node, one_string if mutate is mutators.operator_string else mutate))
+    return [(mutate.__name__.removeprefix("operator_"), node, mutate) for node, mutate in found]
+
+
+def mutants(source):
+    """All mutated sources that compile, each once, with their kinds, in the order of the source."""
+    import libcst as cst
+
+    known, found = operators(), []
+
+    def strings(call):
+        return [arg.value for arg in call.args if isinstance(arg.value, cst.SimpleString)]
+
+    class Visitor(cst.CSTVisitor):
+        functions = 0  # around the node
+
+        def on_visit(self, node):
+            if isinstance(node, cst.FunctionDef):
+                self.functions += 1
+                return node.name.value != "__repr__"
+            call = getattr(getattr(node, "func", None), "value", None)
+            checks = isinstance(call, str) and call.startswith(("check_", "to_rows"))
+            if (
+                isinstance(node, cst.Annotation | cst.Decorator | cst.Raise | cst.Assert)
+                or (isinstance(node, cst.Expr) and isinstance(node.value, cst.SimpleString))
+                or call in ("len", "isinstance")
+                or node in names
+            ):
+                return False
+            if isinstance(node, cst.Param) and not isinstance(
+                node.default, cst.Name | cst.BaseNumber | cst.BaseString | None
+            ):
+                return False
+            if checks:
+                names.update(strings(node))
+            if self.functions:
+                found.extend(
+                    (kind, node, other)
+                    for kind, type_, mutate in known
+                    if isinstance(node, type_)
+                    for other in mutate(node)
+                    if not checks or strings(other) == strings(node)
+                )
+            return True
+
+        def on_leave(self, node):
+            self.functions -= isinstance(node, cst.FunctionDef)
+
+    names = set()  # of arguments, that only messages show
+    module = cst.parse_module(source)
+    module.visit(Visitor())
+    codes = {}
+    for kind, node, other in found:
+        code = module.deep_replace(node, other).code
+        try:
+            compile(code, "mutant", "exec", dont_inherit=True)
+        except SyntaxError:
+            continue
+        if code != source:
+            codes.setdefault(code, kind)
+    return list(codes.items())
+
+
+def change(source, mutant):
+    """The line number and the lines taken out and put in."""
+    lines = list(difflib.unified_diff(source.splitlines(), mutant.splitlines(), lineterm="", n=0))
+    number = re.match(r"@@ -(\d+)", lines[2])[1]
+    text = [line[0] + " " + line[1:].strip() for line in lines[3:] if line[:2] != "@@"]
+    return f"{number}: " + " ".join(text)
+
+
+class Order:
+    """Pytest plugin: in each file, tests that share no trained model first, and quick ones first.
+
+    It writes down what each test takes, and one that fails.
+    """
+
+    def __init__(self, seconds, folder):
+        self.seconds, self.folder, self.took = seconds, folder, {}
+
+    def pytest_collection_modifyitems(self, items):
+        files = list(dict.fromkeys(item.path for item in items))
+
+        def key(item):
+            fixtures = item._fixtureinfo.name2fixturedefs.values()
+            shared = any(found[-1].scope == "module" for found in fixtures)
+            return files.index(item.path), shared, self.seconds.get(item.nodeid, 0.0)
+
+        items.sort(key=key)
+
+    def pytest_runtest_logreport(self, report):
+        self.took[report.nodeid] = self.took.get(report.nodeid, 0.0) + report.duration
+        if report.failed:
+            (self.folder / "failed").write_text(report.nodeid)
+
+    def pytest_sessionfinish(self):
+        (self.folder / "seconds.json").write_text(json.dumps(self.took))
+
+
+def run(package, tests, seconds, folder, limit):
+    """Run the tests on the package in a forked process: the exit code, None if it took too long."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = 99
+        try:
+            import pytest
+
+            os.environ["PYTHONPATH"] = str(package)
+            sys.path[0] = str(package)
+            sys.dont_write_bytecode = True
+            os.chdir(ROOT)
+            options = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+            paths = [str(ROOT / "tests" / name) for name in tests]
+            code = pytest.main([*options, *paths], [Order(seconds, folder)])
+            loaded = getattr(sys.modules.get("tfdde"), "__file__", None)
+            if code == 0 and Path(loaded).parent.parent != package:
+                code = 98
+        finally:
+            os._exit(int(code))
+    end = time.time() + limit
+    while time.time() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def baseline(package, tests, folder):
+    """Seconds of each test on the package as it is, where all must pass."""
+    code = run(package, tests, {}, folder, 3600)
+    if code != 0:
+        raise SystemExit((folder / "log").read_text()[-3000:])
+    return json.loads((folder / "seconds.json").read_text())
+
+
+def test(module, count, skip, seed):
+    """A row of results: what became of ``count`` of the module's mutants in a random order."""
+    import keras  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.stats
+    import tensorflow  # noqa: F401
+
+    started = Path("/proc/self/task")
+    assert not started.exists() or len(list(started.iterdir())) < 4, "fork before any thread starts"
+    source = (ROOT / "tfdde" / f"{module}.py").read_text()
+    found = mutants(source)
+    order = random.Random(seed).sample(found, len(found))[skip : skip + count]
+    counts = {"killed": 0, "timeout": 0, "equivalent": 0, "survived": 0}
+    kinds: dict[str, list[int]] = {}
+    survivors, start = {}, time.time()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        package = folder / "package"
+        shutil.copytree(
+            ROOT / "tfdde", package / "tfdde", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for name in ("train", "export"):
+            (package / name).symlink_to(ROOT / name)
+        compileall.compile_dir(package / "tfdde", quiet=1)
+        path = package / "tfdde" / f"{module}.py"
+        for compiled in path.parent.glob(f"__pycache__/{module}.*"):
+            compiled.unlink()
+        seconds = baseline(package, TESTS[module], folder)
+        limit = 4 * sum(seconds.values()) + 60
+        print(f"{module}: {len(found)} mutants, tests of {sum(seconds.values()):.0f} s", flush=True)
+        for mutant, kind in order:
+            (folder / "failed").unlink(missing_ok=True)
+            path.write_text(mutant)
+            began = time.time()
+            code = run(package, TESTS[module], seconds, folder, limit)
+            what = change(source, mutant)
+            why = EQUIVALENT.get(module, {}).get(what.partition(": ")[2])
+            if code in (98, 99):
+                raise SystemExit((folder / "log").read_text()[-3000:])
+            if code == 0:
+                result = "equivalent" if why else "survived"
+                survivors[what] = why or "survived"
+            else:
+                result = "timeout" if code is None else "killed"
+            counts[result] += 1
+            if result != "equivalent":
+                of_kind = kinds.setdefault(kind, [0, 0])
+                of_kind[0] += result != "survived"
+                of_kind[1] += 1
+            by = (folder / "failed").read_text() if (folder / "failed").exists() else ""
+            print(f"{result} {time.time() - began:.0f} s  {what}  {by}", flush=True)
+    killed = counts["killed"] + counts["timeout"]
+    total = len(order) - counts["equivalent"]
+    interval = scipy.stats.binomtest(killed, total).proportion_ci()
+    return {
+        "name": f"{module}, seed {seed}, {len(order)} after {skip}",
+        "mutants": len(found),
+        "tried": len(order),
+        **counts,
+        "share_killed": killed / total,
+        "interval": [interval.low, interval.high],
+        "killed_of_tried": {kind: kinds[kind] for kind in sorted(kinds)},
+        "not_killed": survivors,
+        "tests": TESTS[module],
+        "seconds": round(time.time() - start),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("modules", nargs="+", choices=TESTS)
+    parser.add_argument("--mutants", type=int, default=25, help="of each module")
+    parser.add_argument("--skip", type=int, default=0, help="so many first ones of the order")
+    parser.add_argument("--seed", type=int, default=0, help="of the order")
+    parser.add_argument("--only-print", action="store_true", help="leave results/ as it is")
+    args = parser.parse_args()
+    rows = [test(module, args.mutants, args.skip, args.seed) for module in args.modules]
+    import record
+
+    for row in rows:
+        if args.only_print:
+            print(json.dumps(row, indent=1))
+        else:
+            record.add("mutation", row)
+
+
+if __name__ == "__main__":
+    main()
