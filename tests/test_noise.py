@@ -5,6 +5,7 @@ import tensorflow as tf
 from scipy.stats import kstest
 
 import tfdde
+from tfdde.noise import check_level
 from tfdde.random import Stream
 
 
@@ -82,8 +83,28 @@ def test_bad_sigma_is_named(sigma):
         ((0.2, 0.1, 0), "`decay_steps`"),
         ((0.2, 0.1, 1.5), "`decay_steps`"),
         ((0.2, 0.1, 5, 1.0), "`rate`"),
+        ((0.2, 0.1, 5, float("inf")), "`rate`"),
     ],
 )
 def test_bad_schedules_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         tfdde.Decay(*arguments)
+
+
+def test_the_ends_of_every_range_count():
+    """A schedule may rest at one level, or change at each step; a density be read at the ends."""
+    resting = tfdde.Decay(0.1, 0.1, 1)
+    np.testing.assert_allclose([resting.at(tf.constant(k)) for k in (0, 5)], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(tfdde.Decay(0.1, 0.01, 1).at(tf.constant(1)), 0.1 / 1.1, rtol=1e-6)
+    for noise, levels in (
+        (tfdde.Constant(0.3), [0.3]),
+        (tfdde.Decay(2.0, 0.5, 7), [0.5]),
+        (tfdde.LogUniform(0.1, 2.0, 0.4), [0.1, 0.4, 2.0]),
+    ):
+        assert [check_level(noise, level) for level in levels] == levels
+        assert check_level(noise, None) == noise.sigma
+        for level in (0.999 * levels[0], 1.001 * levels[-1]):
+            with pytest.raises(ValueError, match="`sigma` must be .*, where this density was"):
+                check_level(noise, level)
+    with pytest.raises(ValueError, match=r"`sigma` must be 0\.5, where"):
+        check_level(tfdde.Decay(2.0, 0.5, 7), 2.0)
