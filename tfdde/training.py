@@ -44,10 +44,10 @@ def update_mean(metric: keras.metrics.Mean, total: tf.Tensor, count: tf.Tensor) 
 def repeat(update: Callable[[], None], times: int) -> None:
     """Make an update of variables several times in one step.
 
-    As a loop, which is traced and compiled once; unrolled under a strategy, where optimizers
-    may not stand in a tf.while_loop.
+    As a loop, which is traced and compiled once; unrolled without a graph, and under a strategy,
+    where optimizers may not stand in a tf.while_loop.
     """
-    if times == 1 or tf.distribute.has_strategy():
+    if times == 1 or tf.executing_eagerly() or tf.distribute.has_strategy():
         for _ in range(times):
             update()
         return
