@@ -37,6 +37,7 @@ TESTS = {
     ],
     "partition": ["test_partition_parts.py", "test_partition.py"],
     "density": [
+        "test_settings.py",
         "test_density.py",
         "test_conditional.py::test_loss_is_that_of_eq_10_at_the_rows_own_conditions",
         "test_conditional.py::test_conditions_stay_with_their_rows",
@@ -45,6 +46,7 @@ TESTS = {
         "test_conditional.py::test_a_density_without_conditions_refuses_them",
     ],
     "generator": [
+        "test_settings.py",
         "test_generator.py",
         "test_conditional.py::test_the_three_networks_see_the_same_conditions",
         "test_conditional.py::test_sample_decode_interpolate_save_given",
@@ -310,20 +312,19 @@ def test(module, count, skip, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("modules", nargs="+", choices=TESTS)
-    parser.add_argument("--mutants", type=int, default=25, help="of each module")
+    parser.add_argument("module", choices=TESTS)
+    parser.add_argument("--mutants", type=int, default=25)
     parser.add_argument("--skip", type=int, default=0, help="so many first ones of the order")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
     parser.add_argument("--only-print", action="store_true", help="leave results/ as it is")
     args = parser.parse_args()
-    rows = [test(module, args.mutants, args.skip, args.seed) for module in args.modules]
-    import record
+    row = test(args.module, args.mutants, args.skip, args.seed)
+    if args.only_print:
+        print(json.dumps(row, indent=1))
+        return
+    import record  # not before: it imports tfdde
 
-    for row in rows:
-        if args.only_print:
-            print(json.dumps(row, indent=1))
-        else:
-            record.add("mutation", row)
+    record.add("mutation", row)
 
 
 if __name__ == "__main__":
