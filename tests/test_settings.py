@@ -68,6 +68,12 @@ def test_losses_of_a_density(noise, antithetic):
     np.testing.assert_allclose(history["loss"], [expected], rtol=1e-4)
 
 
+def test_one_level_for_all_rows_is_that_of_each():
+    dde, x = density(), tf.constant(data())
+    one, each = tf.constant(0.7), tf.fill([8], 0.7)
+    np.testing.assert_allclose(dde.at(x, one), dde.at(x, each), atol=1e-6)
+
+
 @pytest.mark.parametrize("noise", [ONE, MANY])
 def test_evaluation_of_a_sampler(noise):
     model = sampler(noise)
