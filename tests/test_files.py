@@ -120,6 +120,23 @@ def test_what_is_wrong_is_told_at_once(tmp_path, text, options, message):
         stream_files(tmp_path / "b.csv", 2, seed=0)
 
 
+ENDED = """
+import sys, time
+from tfdde.datasets import files
+
+checked = files._checked
+files._checked = lambda *args: (time.sleep(0.2), checked(*args))[1]
+batches = iter(files.stream_files(sys.argv[1], 64, 0, columns=["a", "b", "c"], buffer_rows=64))
+for _ in range(3):
+    next(batches)
+"""
+
+
+def test_a_program_ends_though_there_is_an_iterator(tmp_path):
+    write(tmp_path / "a.csv", frame())
+    subprocess.run([sys.executable, "-c", ENDED, tmp_path / "a.csv"], check=True, timeout=60)
+
+
 MEASURED = """
 import json, re, sys
 from pathlib import Path

@@ -81,8 +81,13 @@ def stream_files(
     dataset = tf.data.Dataset.from_generator(
         batches, output_signature=tf.TensorSpec((batch_size, n + k), tf.float32)
     )
-    # Not prefetched: a program that ends with an iterator in the middle of Python code would hang.
-    return dataset.map(lambda both: (both[:, :n], both[:, n:])) if k else dataset
+    if k:
+        dataset = dataset.map(lambda both: (both[:, :n], both[:, n:]))
+    # Never prefetched: a program that ends while another thread runs Python code would hang.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.inject_prefetch = False
+    return dataset.with_options(options)
 
 
 def _buffers(
