@@ -72,4 +72,4 @@ def test_the_fuzzer_finds_what_is_no_clear_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize("target", ["idx", "blocks"])
 def test_short_run_guided_by_coverage(target):
     pytest.importorskip("atheris")
-    assert fuzz.run(target, inputs=2_000)["inputs"] == 2_000
+    assert fuzz.run(target, inputs=1_000)["inputs"] == 1_000
