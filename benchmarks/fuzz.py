@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from tfdde import runs
-from tfdde.datasets import blocks, images, tables, tfrecords
+from tfdde.datasets import blocks, csv_lines, images, tables, tfrecords
 
 MEMORY_MIB, SECONDS = 512, 10
 
@@ -53,9 +53,8 @@ def csv(data, folder):
 def csv_blocks(data, folder):
     """A table to score: every line but blank ones is a row, good or bad."""
     path = write(folder, "x.csv", data)
-    width = len(tables.csv_names(path))
     rows = 0
-    for block in blocks.Source(path, None, None, (), width):
+    for block in blocks.Source(path, None, None, (), None):
         good = np.array([reason is None for reason in block.reasons], bool)
         assert np.isfinite(block.values[good]).all()
         rows += len(block)
@@ -75,15 +74,6 @@ def config(data, folder):
     runs.Run(folder, {"sigma": 0.2}, resume=True)
 
 
-def record(feature):
-    """A TFRecord with one example."""
-    body = feature.SerializeToString()
-    length = struct.pack("<Q", len(body))
-    crcs = (tfrecords.masked_crc(np.frombuffer(b, np.uint8)[None])[0] for b in (length, body))
-    first, second = (struct.pack("<I", crc) for crc in crcs)
-    return length + first + body + second
-
-
 def seeds():
     """Valid files to start from, by target."""
     import tensorflow as tf
@@ -92,12 +82,17 @@ def seeds():
     lying = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 9) + bytes(8)
     values = tf.train.Feature(float_list=tf.train.FloatList(value=[1.0, -2.5]))
     example = tf.train.Example(features=tf.train.Features(feature={"x": values}))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "x.tfrecord"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            writer.write(example.SerializeToString())
+        record = path.read_bytes()
     text = b'a,b\n1,2\n3e4,"-5"\n\n6,inf\n'
     return {
         "idx": [b"\0" + image[1:], b"\1" + image, lying],
         "csv": [b"a,b\n1,2\n3e4,-5\n", text],
         "blocks": [text, b"a\r\n1\r\n2\r\n"],
-        "tfrecord": [2 * record(example)],
+        "tfrecord": [2 * record],
         "config": [b'{"arguments": {"sigma": 0.2}, "versions": {}}', b'{"arguments": null}'],
     }
 
@@ -133,7 +128,7 @@ def fuzz(target, inputs, corpus):
     """In a process of its own: libFuzzer ends it."""
     import atheris
 
-    for module in (images, tables, blocks, tfrecords, runs):
+    for module in (images, tables, blocks, csv_lines, tfrecords, runs):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__module__ == module.__name__:
                 atheris.instrument_func(function)

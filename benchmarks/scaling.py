@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py rows columns depth replicas
 
-Each curve varies one of them about 100,000 rows, 8 columns, 4 residual layers of 128 units (as
+Each curve varies one of them about 20,000 rows, 8 columns, 4 residual layers of 128 units (as
 tfdde.recipes builds them), batches of 512, one device, and times `fit`, compiled and warm: an epoch
 for the rows, a step for the others.  The exponent is the slope of log seconds over log size, by
 least squares over the sizes from `fitted_from` on, with its standard error.  Replicas share
@@ -32,10 +32,8 @@ REPEATS = 5
 
 def seconds_of(what, size):
     """Seconds of an epoch (rows) or a step, one number a repetition."""
-    given = {"rows": 100_000, "columns": 8, "depth": 4, "replicas": 1, what: size}
+    given = {"rows": 20_000, "columns": 8, "depth": 4, "replicas": 1, what: size}
     rows, batch = given["rows"], 2_048 if what == "replicas" else 512
-    if what in ("columns", "depth", "replicas"):
-        rows = 20_000
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).standard_normal((rows, given["columns"])).astype("f4")

@@ -133,10 +133,8 @@ def test_artifacts_have_the_same_numbers(network, noise, tmp_path):
 
 @pytest.mark.parametrize("network", ["residual_mlp", "dense_block", "conv_generator"])
 def test_generator_keeps_its_samples(network, tmp_path):
-    data = density_of("conv_density" if network == "conv_generator" else "residual_mlp", "constant")
-    generated = density_of(
-        "conv_density" if network == "conv_generator" else "residual_mlp", "constant"
-    )
+    kind = "conv_density" if network == "conv_generator" else "residual_mlp"
+    data, generated = (density_of(kind, "constant") for _ in range(2))
     decoder = {
         "residual_mlp": lambda: networks.residual_mlp(2, 8, 2, output_shape=3),
         "dense_block": lambda: networks.dense_block(2, 8, 2, output_shape=3),

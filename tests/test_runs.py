@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from worker import At
 
 import tfdde
 from tfdde import plots, runs
@@ -53,18 +54,6 @@ def build_generator():
     adam = keras.optimizers.Adam
     model.compile(adam(1e-3), dde_optimizer=adam(1e-3), run_eagerly=True)
     return model
-
-
-class At(keras.callbacks.Callback):
-    """Do something once, right after iteration ``step``."""
-
-    def __init__(self, step, action):
-        super().__init__()
-        self.step, self.action = step, action
-
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.optimizer.iterations.numpy()) == self.step:
-            self.action()
 
 
 def ctrl_c():

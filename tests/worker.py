@@ -42,15 +42,15 @@ def train(model, folder, resume=False, steps=STEPS, callbacks=(), bad=None):
 
 
 class At(keras.callbacks.Callback):
-    """Send this process a signal right after iteration ``step``."""
+    """Do something once, right after iteration ``step``."""
 
-    def __init__(self, step, number):
+    def __init__(self, step, action):
         super().__init__()
-        self.step, self.number = step, number
+        self.step, self.action = step, action
 
     def on_train_batch_end(self, batch, logs=None):
         if int(self.model.optimizer.iterations.numpy()) == self.step:
-            os.kill(os.getpid(), self.number)
+            self.action()
 
 
 def main(top, rank, ports):
@@ -66,12 +66,14 @@ def main(top, rank, ports):
 
     @runs.command
     def stopped(resume=False):
-        term = [At(4, signal.SIGTERM)] if second and not resume else []
+        term = (
+            [At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))] if second and not resume else []
+        )
         return train(build(strategy), f"{top}/stopped", resume, callbacks=term)
 
     @runs.command
     def lost():
-        kill = [At(4, signal.SIGKILL)] if second else []
+        kill = [At(4, lambda: os.kill(os.getpid(), signal.SIGKILL))] if second else []
         return train(build(strategy), f"{top}/lost", steps=1_000_000, callbacks=kill)
 
     codes = [whole(), stopped(), stopped(resume=True)]

@@ -79,12 +79,12 @@ class Checkpoint(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Write the state now."""
-        weights = {w.path: np.float64(np.sum(w.numpy())) for w in self.model.weights}
-        if bad := _bad(weights):
+        weights = {w.path: w.numpy() for w in self.model.weights}
+        if bad := _bad({path: np.float64(np.sum(w)) for path, w in weights.items()}):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
         with atomic(self.path) as beside:
             # Weights, and three more of each in Adam with averages, with HDF5's own bytes.
-            _reserve(beside, sum(4 * (w.numpy().nbytes + 2048) for w in self.model.weights))
+            _reserve(beside, sum(4 * (w.nbytes + 2048) for w in weights.values()))
             self.model.save_weights(beside, overwrite=True)
             with open(beside, "r+b") as f:
                 f.write(SEAL + hashlib.file_digest(f, "sha256").digest())

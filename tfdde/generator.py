@@ -311,10 +311,7 @@ class Generator(Trainer):
 
     @tf.function(reduce_retracing=True)
     def _sample(self, n: tf.Tensor, seed: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        return self.call(self._sample_latent(n, seed), *condition)
-
-    def _sample_latent(self, n: Any, seed: Any) -> tf.Tensor:
-        return random.normal((n, self.latent_dim), seed, 0, Stream.SAMPLE)
+        return self.call(random.latents(self.latent_dim, n, seed), *condition)
 
     def decode(self, z: Any, conditions: Any = None) -> tf.Tensor:
         """g(z) for latents of shape (rows, latent_dim): float32, shape (rows, *data_shape).

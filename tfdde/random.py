@@ -63,6 +63,11 @@ def normal(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
     return tf.random.stateless_normal(shape, key(seed, iteration, stream))
 
 
+def latents(dim: int, n: Any, seed: Any) -> tf.Tensor:
+    """The ``n`` latents, shape (n, dim), of the samples with this seed; both may be tensors."""
+    return normal((n, dim), seed, 0, Stream.SAMPLE)
+
+
 def uniform(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
     """Float32 numbers in [0, 1) of ``shape`` for this iteration, replica and stream."""
     return tf.random.stateless_uniform(shape, key(seed, iteration, stream))

@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -240,6 +241,11 @@ def command(script: Callable[..., bool]) -> Callable[..., int]:
             return TERMINATED if signals.last == signal.SIGTERM else INTERRUPTED
 
     return main
+
+
+def with_checksum(args: argparse.Namespace, x: np.ndarray) -> dict[str, Any]:
+    """Arguments for ``Run``: a run is then not resumed on other data than ``x``."""
+    return vars(args) | {"checksum": zlib.crc32(x.tobytes())}
 
 
 def positive_int(text: str) -> int:

@@ -43,7 +43,6 @@ from tfdde.checks import check_integer
 from tfdde.counter import counter_normal
 from tfdde.density import DDE
 from tfdde.generator import Generator
-from tfdde.random import Stream
 from tfdde.verify import Errors, ExportError, log_density, verify
 from tfdde.warmup import write_warmup
 
@@ -135,8 +134,8 @@ def export_savedmodel(
     base = Path(base)
     seed = tf.TensorSpec((), tf.int64, name="seed")
     samplers: dict[str, Sampler] = {
-        "sample": (_keras_latent, [tf.TensorSpec((), tf.int32, name="num"), seed]),
-        "sample_rows": (_keras_latent_rows, [tf.TensorSpec((None,), tf.int64, name="seed")]),
+        "sample": (random.latents, [tf.TensorSpec((), tf.int32, name="num"), seed]),
+        "sample_rows": (_latent_rows, [tf.TensorSpec((None,), tf.int64, name="seed")]),
     }
     functions = _functions(density, generator, samplers)
     functions["serving_default"] = functions["log_density"]
@@ -145,10 +144,11 @@ def export_savedmodel(
 
     def drawn(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], Any]]:
         assert generator is not None
-        z = generator._sample_latent(count, seed)
+        dim = generator.latent_dim
+        z = random.latents(dim, count, seed)
         yield "sample", {"num": np.int32(count), "seed": np.int64(seed)}, z
         seeds = (seed - np.arange(count)) % 2**31
-        z = tf.concat([z[:0], *(generator._sample_latent(1, s) for s in seeds.tolist())], axis=0)
+        z = tf.concat([z[:0], *(random.latents(dim, 1, s) for s in seeds.tolist())], axis=0)
         yield "sample_rows", {"seed": seeds}, z
 
     with atomic_folder(path) as beside:
@@ -270,16 +270,11 @@ def export_run(
     return 0
 
 
-def _keras_latent(dim: int, num: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """The latents of ``Generator.sample(num, seed)``, for a seed that is a tensor."""
-    return random.normal((num, dim), seed, 0, Stream.SAMPLE)
-
-
-def _keras_latent_rows(dim: int, seeds: tf.Tensor) -> tf.Tensor:
+def _latent_rows(dim: int, seeds: tf.Tensor) -> tf.Tensor:
     """The latent of ``Generator.sample(1, seed)`` for each of the seeds (rows,)."""
     # Not tf.vectorized_map, which fails for no rows.
     row = tf.TensorSpec((dim,), tf.float32)
-    return tf.map_fn(lambda seed: _keras_latent(dim, 1, seed)[0], seeds, fn_output_signature=row)
+    return tf.map_fn(lambda seed: random.latents(dim, 1, seed)[0], seeds, fn_output_signature=row)
 
 
 def _functions(

@@ -15,7 +15,6 @@ Everything lands in --output; Ctrl-C at any time, then --resume.
 
 import argparse
 import sys
-import zlib
 from typing import Any
 
 import keras
@@ -128,8 +127,7 @@ def main(argv=None, dataset="mnist"):
     except ValueError as error:
         raise runs.RunError(f"the data are damaged: {error}") from None
     x = data.x_train
-    # With the checksum, a run is not resumed on other images.
-    run = runs.Run(args.output, vars(args) | {"checksum": zlib.crc32(x.tobytes())}, args.resume)
+    run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)
     keras.utils.set_random_seed(args.seed)
 
     many = args.sigma_max > args.sigma

@@ -25,7 +25,6 @@ import json
 import math
 import os
 import sys
-import zlib
 from typing import Any
 
 import numpy as np
@@ -165,7 +164,7 @@ def main(argv=None):
     x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
     everything = np.concatenate([x, x_validation])
     worker = "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "chief")
-    given = vars(args) | {"checksum": zlib.crc32(everything.tobytes())}
+    given = runs.with_checksum(args, everything)
     run = None if worker else runs.Run(args.output, given, args.resume)
     if args.folds:
         try:

@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import sys
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -205,8 +204,7 @@ def main(argv=None):
     table = load(args)
     x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
     args.steps = args.steps or EPOCHS * math.ceil(len(x) / args.batch_size)
-    # With the checksum, a run is not resumed on other rows.
-    run = runs.Run(args.output, vars(args) | {"checksum": zlib.crc32(x.tobytes())}, args.resume)
+    run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)
     keras.utils.set_random_seed(args.seed)
 
     dde = build(args, x)

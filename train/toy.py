@@ -14,7 +14,6 @@ Everything lands in --output; Ctrl-C at any time, then --resume.
 
 import argparse
 import sys
-import zlib
 
 import keras
 
@@ -113,8 +112,7 @@ def main(argv=None):
 
     # Points (rows, 2).
     x = datasets.sample_toy(args.dataset, POOL, args.seed)
-    # With the checksum, a run is not resumed on other points.
-    run = runs.Run(args.output, vars(args) | {"checksum": zlib.crc32(x.tobytes())}, args.resume)
+    run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)
     keras.utils.set_random_seed(args.seed)
 
     many = args.sigma_max > args.sigma
