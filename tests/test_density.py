@@ -171,16 +171,21 @@ def test_resume_at_an_epoch_equals_an_uninterrupted_run(tmp_path, jit):
         np.testing.assert_array_equal(a, b)
 
 
-def test_steps_per_execution_changes_nothing():
-    weights = []
-    for steps in (1, 4):
+@pytest.mark.parametrize("steps", [4, 5, 64])  # of 16 batches
+def test_steps_per_execution_changes_nothing(steps):
+    found = []
+    for each in (1, steps):
         keras.utils.clear_session()
         keras.utils.set_random_seed(4)
         dde = small()
-        dde.compile(keras.optimizers.Adam(1e-2), steps_per_execution=steps)
-        dde.fit(data(), batch_size=64, epochs=2, verbose=0)
-        weights.append(dde.network.get_weights())
-    for a, b in zip(*weights, strict=True):
+        dde.compile(keras.optimizers.Adam(1e-2), steps_per_execution=each)
+        x = data(1_000)
+        history = dde.fit(x, batch_size=64, epochs=2, validation_data=x, verbose=0).history
+        assert int(dde.optimizer.iterations) == 32
+        loss = dde.evaluate(x, batch_size=64, verbose=0)
+        assert loss == pytest.approx(history["val_loss"][-1], rel=1e-5)
+        found.append([*dde.network.get_weights(), history["loss"], history["val_loss"]])
+    for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

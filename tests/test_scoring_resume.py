@@ -126,6 +126,9 @@ def test_a_finished_call_is_not_repeated_nor_another_taken_for_it(exact, tmp_pat
         text = changed.read_text()
         changed.write_text(text + "1\n")
         assert "exists already and was changed since it was written" in refused(*arguments)
+    Path(f"{out}.json").write_text("[]")
+    with pytest.raises(ValueError, match="can't be read as a JSON object: it holds no object"):
+        scoring.score_file(*arguments)
 
 
 @pytest.mark.parametrize("end", ["csv", "parquet", "tfrecord"])

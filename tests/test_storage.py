@@ -191,6 +191,13 @@ def test_nan_in_a_batch(two, tmp_path, capsys, devices, group):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_grouped_steps_end_where_single_ones_do(tmp_path):
+    assert worker.EPOCH % 2 and worker.STEPS % worker.EPOCH == 2  # epochs of 3, 3 and 2 steps
+    assert train(tmp_path / "single") == 0
+    assert train(tmp_path / "grouped", model=worker.build(ONE, steps_per_execution=2)) == 0
+    assert_same_run(tmp_path / "grouped", tmp_path / "single")
+
+
 def test_exploding_learning_rate(tmp_path, capsys):
     model = worker.build(ONE, learning_rate=1e12)
     assert train(tmp_path, model=model) == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,3 +145,14 @@ def check_dataset(dataset: Any, name: str, shape: tuple[int, ...], width: int = 
                 f"`{name}` must yield batches of shape {_describe(expected_shape)}, got "
                 f"{each.shape}; is `.batch(...)` missing?"
             )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or ValueError in one sentence."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can't be read as a JSON object: {error}.") from None
+    return content

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdde.callbacks import atomic
-from tfdde.datasets.tables import reading
+from tfdde.checks import read_object
 
 HEAD = 2**20  # bytes of a file whose checksum counts, where the whole may be too big
 
@@ -36,7 +36,7 @@ def write(path: Path, about: dict[str, Any]) -> None:
 
 def difference(path: Path, about: dict[str, Any]) -> str | None:
     """What of ``about`` the manifest has otherwise, in words; None if it is all the same."""
-    old = _read(path)
+    old = read_object(path)
     for name, value in about.items():
         if old.get(name) != value:
             was = f" ({old.get(name)!r}, not {value!r})" if name not in ("input", "model") else ""
@@ -55,16 +55,12 @@ def check_finished(path: Path, about: dict[str, Any], made: Sequence[Path]) -> i
     output = f"{made[0]} exists already"
     if not path.exists():
         raise FileExistsError(f"{output}: remove it, or choose another output.")
-    old = _read(path)
-    if old.get("output") != [identity(file) for file in made if file.exists()]:
+    old = read_object(path)
+    files = [identity(file) for file in made if file.exists()]
+    if old.get("output") != files or not isinstance(old.get("rejected"), int):
         why = "was changed since it was written"
     elif other := difference(path, about):
         why = f"has the scores for {other}"
     else:
         return old["rejected"]
     raise FileExistsError(f"{output} and {why}: remove it, or choose another output.")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with reading(path):
-        return json.loads(path.read_text())

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfdde
+from tfdde.checks import read_object
 from tfdde.density import DDE
 from tfdde.generator import Generator
 from tfdde.verify import Errors
@@ -151,13 +152,7 @@ def _read(run: str | os.PathLike | None, name: str) -> dict[str, Any]:
     path = None if run is None else Path(run) / name
     if path is None or not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} can't be read as a JSON object: {error}.") from None
-    return content
+    return read_object(path)
 
 
 def _describe(function: Any) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ import csv
 import datetime
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -38,7 +39,7 @@ import tensorflow as tf
 import tfdde
 from tfdde import cluster
 from tfdde.callbacks import Checkpoint, DivergedError, atomic, check_seal
-from tfdde.checks import check_integer, check_positive
+from tfdde.checks import check_integer, check_positive, read_object
 from tfdde.signals import Interrupt, Signals
 from tfdde.training import Trainer
 
@@ -133,7 +134,8 @@ class Run:
 
         Args:
             phase: name of the files.
-            model: a ``DDE`` or ``Generator``.
+            model: a ``DDE`` or ``Generator``; of its ``steps_per_execution`` the largest common
+                divisor with an epoch's steps counts.
             stream: ``stream(k)`` is the infinite dataset of batches from number k on.
             steps: iterations in all.
             epoch_steps: iterations of an epoch, after which losses are logged and the state
@@ -148,6 +150,7 @@ class Run:
             DivergedError: the loss or a weight stopped being finite.
         """
         checkpoint = Checkpoint(self / "checkpoint" / f"{phase}.weights.h5")
+        group = model.steps_per_execution
         log = _Log(self / f"{phase}.csv")
         load = self.resume and checkpoint.path.exists()
         with Interrupt(model.distribute_strategy) as interrupt:
@@ -164,12 +167,13 @@ class Run:
                 # interrupted, and for a last epoch that is shorter than the others.
                 epoch, done = divmod(start, epoch_steps)
                 whole = 0 if done else (steps - start) // epoch_steps
-                part = min(epoch_steps - done, steps - start)
+                part = epoch_steps if whole else min(epoch_steps - done, steps - start)
+                model.group_steps(math.gcd(group, part))
                 model.fit(
                     stream(start),
                     initial_epoch=epoch,
                     epochs=epoch + max(whole, 1),
-                    steps_per_epoch=epoch_steps if whole else part,
+                    steps_per_epoch=part,
                     # No bars in a log file.
                     verbose=("auto" if sys.stdout.isatty() else 2) if self.chief else 0,
                     callbacks=[
@@ -347,14 +351,14 @@ def _load(model: keras.Model, path: Path) -> None:
 
 def _arguments(config: Path) -> dict[str, Any]:
     try:
-        arguments = json.loads(config.read_text())["arguments"]
-        if not isinstance(arguments, dict):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
+        arguments = read_object(config).get("arguments")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
         raise RunError(
             f"{config} is damaged: it must hold a JSON object with the run's arguments. Choose "
             "another --output to start anew."
-        ) from None
+        )
     return arguments
 
 

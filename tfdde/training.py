@@ -71,6 +71,7 @@ class Trainer(keras.Model):
     data_shape: tuple[int, ...]
     condition_dim: int = 0
     seed: int
+    steps_per_execution: int
     train_function: Any
     test_function: Any
 
@@ -206,17 +207,24 @@ class Trainer(keras.Model):
         would then miss, and several hosts can't if the batch doesn't divide evenly.
         """
 
+    def group_steps(self, steps: int) -> None:
+        """Set ``steps_per_execution`` of a compiled model."""
+        if steps != self.steps_per_execution:
+            self.steps_per_execution = steps
+            self.train_function = self.test_function = None
+
     def make_train_function(self, force: bool = False) -> Callable:
         if self.train_function is None or force:
-            self.train_function = self._loop(self.train_step)
+            self.train_function = self._loop(self.train_step, [m.name for m in self.metrics])
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Callable:
         if self.test_function is None or force:
-            self.test_function = self._loop(self.test_step)
+            self.test_function = self._loop(self.test_step, ["loss"])
         return self.test_function
 
-    def _loop(self, step: Callable) -> Callable:
+    def _loop(self, step: Callable, names: list[str]) -> Callable:
+        """Function of an iterator that makes the steps of one execution: their last logs."""
         strategy, repeats = self.distribute_strategy, self.steps_per_execution
 
         def on_batch(batch: Any) -> Any:
@@ -227,10 +235,16 @@ class Trainer(keras.Model):
             )
 
         def on_iterator(iterator: Any) -> Any:
-            if repeats > 1:  # else the loop's body would be traced for nothing
-                for _ in tf.range(repeats - 1):
-                    on_batch(next(iterator))
-            return on_batch(next(iterator))
+            if repeats == 1:
+                return on_batch(next(iterator))
+            logs = {name: tf.zeros(()) for name in names}  # the step is traced once, in the loop
+            for k in tf.range(repeats):
+                batch = iterator.get_next_as_optional()
+                if batch.has_value():
+                    logs = on_batch(batch.get_value())
+                elif k == 0:
+                    next(iterator)  # which tells of the end
+            return logs
 
         if self.run_eagerly:
             return lambda iterator: [on_batch(next(iterator)) for _ in range(repeats)][-1]
