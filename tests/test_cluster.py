@@ -23,10 +23,8 @@ ROOT = Path(__file__).parent.parent
 HOSTS = ["a:1", "b:1"]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The folder, the results of the two workers, and how long the chief outlived the other."""
-    top = tmp_path_factory.mktemp("cluster")
+def run(top, *arguments):
+    """Run two workers until the chief ends: their exit codes, and what they printed."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     ports = ",".join(str(s.getsockname()[1]) for s in sockets)
     for s in sockets:
@@ -35,7 +33,7 @@ def pair(tmp_path_factory):
     outputs = [(top / f"{rank}.txt").open("w+") for rank in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, ROOT / "tests/worker.py", top, str(rank), ports],
+            [sys.executable, ROOT / "tests/worker.py", top, str(rank), ports, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -43,19 +41,37 @@ def pair(tmp_path_factory):
         for rank, output in enumerate(outputs)
     ]
     try:
-        processes[1].wait(timeout=300)
+        lost_or_frozen(processes[1])
         end = time.monotonic()
         processes[0].wait(timeout=60)
         seconds = time.monotonic() - end
     finally:
         for process in processes:
             process.kill()
+            process.wait()
         texts = []
         for output in outputs:
             with output:
                 output.seek(0)
                 texts.append(output.read())
-    return top, [p.returncode for p in processes], texts, seconds
+    return [p.returncode for p in processes], texts, seconds
+
+
+def lost_or_frozen(process, seconds=300):
+    """Wait for a worker's end, or until it is stopped."""
+    how = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+    for _ in range(10 * seconds):
+        if os.waitid(os.P_PID, process.pid, how):
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The folder, the results of the two workers, and how long the chief outlived the other."""
+    top = tmp_path_factory.mktemp("cluster")
+    return top, *run(top)
 
 
 def arrays(path):
@@ -109,8 +125,7 @@ def test_only_the_chief_writes(pair):
     assert len({name.split(".")[-3] for name in events}) == 1  # the process
 
 
-def test_lost_worker_ends_the_other_in_a_sentence(pair):
-    top, codes, texts, seconds = pair
+def check_lost(top, codes, texts, seconds):
     assert codes == [runs.LOST, -9]
     assert seconds < 30
     errors = [line for line in texts[0].splitlines() if line.startswith("error: ")]
@@ -118,6 +133,14 @@ def test_lost_worker_ends_the_other_in_a_sentence(pair):
     assert "another worker was lost; the last checkpoint is whole: start all" in errors[0]
     assert "Traceback" not in texts[0]
     arrays(top / "lost/checkpoint/density.weights.h5")
+
+
+def test_lost_worker_ends_the_other_in_a_sentence(pair):
+    check_lost(*pair)
+
+
+def test_frozen_worker_counts_as_lost(tmp_path):
+    check_lost(tmp_path, *run(tmp_path, "SIGSTOP"))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class At(keras.callbacks.Callback):
             self.action()
 
 
-def main(top, rank, ports):
+def main(top, rank, ports, loss="SIGKILL"):
     addresses = [f"127.0.0.1:{port}" for port in ports.split(",")]
     task = {"type": "worker", "index": int(rank)}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
@@ -73,9 +73,11 @@ def main(top, rank, ports):
 
     @runs.command
     def lost():
-        kill = [At(4, lambda: os.kill(os.getpid(), signal.SIGKILL))] if second else []
+        kill = [At(4, lambda: os.kill(os.getpid(), signal.Signals[loss]))] if second else []
         return train(build(strategy), f"{top}/lost", steps=1_000_000, callbacks=kill)
 
+    if loss == "SIGSTOP":
+        return lost()
     codes = [whole(), stopped(), stopped(resume=True)]
     print(json.dumps({"codes": codes}), flush=True)
     return lost()
