@@ -27,7 +27,7 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-SMALL = {"width": 32, "depth": 2}
+SMALL = {"width": 32, "depth": 2, "jit_compile": False}
 oracles = keras_tuner.oracles
 
 
@@ -204,7 +204,8 @@ def script():
     sys.path.remove(str(ROOT / "train"))
 
 
-TINY = ["--width=16", "--depth=1", "--epochs=2", "--samples=1000", "--sigma", "0.3", "0.9"]
+TINY = ["--width=16", "--depth=1", "--epochs=2", "--samples=1000", "--no-jit"]
+TINY += ["--sigma", "0.3", "0.9"]
 
 
 def test_script_from_a_toy_to_an_export(script, tmp_path, capsys):

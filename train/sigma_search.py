@@ -74,6 +74,7 @@ def parse(argv):
     add("--folds", type=count, help=f"{parts} (None: the validation rows)")
     again = "train the best density again, on training and validation rows"
     add("--refit", action=argparse.BooleanOptionalAction, default=True, help=again)
+    add("--jit", action=argparse.BooleanOptionalAction, default=True, help="compile by XLA")
     args = parser.parse_args(argv)
     if args.columns and not args.data:
         parser.error("--columns needs --data")
@@ -128,6 +129,7 @@ def make_tuner(args, x, folder):
         batch_size=args.batch_size,
         patience=args.patience,
         seed=args.seed,
+        jit_compile=args.jit,
     )
     return search.LikelihoodTuner(
         oracle,

@@ -46,6 +46,7 @@ class Densities(keras_tuner.HyperModel):
         batch_size: rows of a step.
         patience: epochs without a lower validation loss that end a trial.
         seed: of weights, batches and noise, the same in all trials.
+        jit_compile: by XLA; False suits trainings of a few seconds, which compiling would double.
 
     Raises:
         ValueError: wrong rows, or a bound that is not positive or not below the other.
@@ -62,6 +63,7 @@ class Densities(keras_tuner.HyperModel):
         batch_size: int = 512,
         patience: int = 10,
         seed: int = 0,
+        jit_compile: bool = True,
     ):
         super().__init__()
         if np.ndim(x) != 2:
@@ -78,7 +80,7 @@ class Densities(keras_tuner.HyperModel):
         self.sigma_max = sigma_max
         self.batch_size = check_integer(batch_size, "batch_size")
         self.patience = check_integer(patience, "patience")
-        self.seed = seed
+        self.seed, self.jit_compile = seed, jit_compile
         self.arguments: dict[str, Any] = {
             "sigma": sigma,
             "sigma_max": sigma_max,
@@ -88,6 +90,7 @@ class Densities(keras_tuner.HyperModel):
             "batch_size": batch_size,
             "patience": patience,
             "seed": seed,
+            "jit_compile": jit_compile,
         }
 
     def of(self, x: Any) -> Densities:
@@ -110,7 +113,8 @@ class Densities(keras_tuner.HyperModel):
         noise = LogUniform(sigma, self.sigma_max) if self.sigma_max else Constant(sigma)
         layer = keras.layers.Normalization(axis=-1)
         dde = table_density(self.x, noise, width, depth, layer, self.seed)
-        dde.compile(keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99), jit_compile=True)
+        adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
+        dde.compile(adam, jit_compile=self.jit_compile)
         return dde
 
     def fit(self, hp: Any, model: DDE, x: Any, **kwargs: Any) -> keras.callbacks.History:
