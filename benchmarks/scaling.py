@@ -10,6 +10,7 @@ batches of 2,048 rows and the cores of this machine: what is measured is what sh
 """
 
 import argparse
+import multiprocessing
 import time
 
 import keras
@@ -31,10 +32,13 @@ REPEATS = 5
 
 
 def seconds_of(what, size):
-    """Seconds of an epoch (rows) or a step, one number a repetition."""
+    """Seconds of an epoch (rows) or a step, one number a repetition.  Once in a process."""
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * max(SIZES["replicas"]),
+    )
     given = {"rows": 20_000, "columns": 8, "depth": 4, "replicas": 1, what: size}
     rows, batch = given["rows"], 2_048 if what == "replicas" else 512
-    keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).standard_normal((rows, given["columns"])).astype("f4")
     strategy = tf.distribute.get_strategy()
@@ -67,14 +71,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="+", choices=SIZES)
     args = parser.parse_args()
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * max(SIZES["replicas"]),
-    )
+    spawn = multiprocessing.get_context("spawn")
     for what in args.what:
         curve = []
         for size in SIZES[what]:
-            times = seconds_of(what, size)
+            with spawn.Pool(1) as process:
+                times = process.apply(seconds_of, (what, size))
             curve.append([size, float(np.median(times)), float(times.min()), float(times.max())])
         fitted = [row for row in curve if row[0] >= FITTED_FROM[what]]
         slope, error = exponent(*np.array(fitted)[:, :2].T)

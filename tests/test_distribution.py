@@ -67,7 +67,7 @@ def train_generator(strategy, sizes, conditions=0, **compile_kwargs):
     "sizes, compile_kwargs",
     [
         ([ROWS] * STEPS, {}),
-        ([ROWS] * STEPS, {"steps_per_execution": 4}),
+        ([ROWS] * STEPS, {"steps_per_execution": 3}),
         ([ROWS] * STEPS, {"jit_compile": True}),
         ([ROWS] * (STEPS - 2) + [7, 1], {}),  # uneven replicas, then an empty one
         ([ROWS] * (STEPS - 2) + [7, 1], {"conditions": 2}),

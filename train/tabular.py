@@ -50,6 +50,7 @@ PAPER = {  # where its sets differ
 }
 EPOCHS = 400  # at most; the paper's are passes over the rows
 EPOCH = 50  # steps, at least, between two lines of the log, two validations, two checkpoints
+GROUP = 10  # steps of one compiled call, if they divide that number
 VALIDATED = 4_096  # noisy rows of a validation; few rows are taken repeatedly, with other noise
 MOVES = 5  # of Monte Carlo at each level of the ladder
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
@@ -132,7 +133,7 @@ def build(args, x):
         rate = decay.CosineDecay(args.learning_rate, args.steps)
     # The weights are averaged over about 100 steps.
     adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
-    dde.compile(adam, jit_compile=args.jit)
+    dde.compile(adam, steps_per_execution=GROUP, jit_compile=args.jit)
     return dde
 
 

@@ -44,6 +44,7 @@ PRESETS = {
     },
 }
 EPOCH = 500  # steps between two lines of the log, and two checkpoints
+GROUP = 10  # steps of one compiled call
 POOL = 1_000_000  # points that the batches are drawn from
 
 
@@ -133,7 +134,7 @@ def main(argv=None):
         cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
         # The weights are averaged over about 100 steps.
         averaging = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
-        density.compile(averaging, jit_compile=args.jit)
+        density.compile(averaging, steps_per_execution=GROUP, jit_compile=args.jit)
         if many:
             generated = networks.residual_mlp(2, 64, 4, activation="silu", levels=True, experts=2)
         else:
@@ -157,6 +158,7 @@ def main(argv=None):
                 args.generator_learning_rate, steps, 1.0, use_ema=True, ema_momentum=args.ema
             ),
             dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps),
+            steps_per_execution=GROUP,
             jit_compile=args.jit,
         )
 
