@@ -42,7 +42,7 @@ def tabular():
     spec = importlib.util.spec_from_file_location("tabular", ROOT / "train/tabular.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.EPOCH, module.VALIDATED = 5, 500
+    module.EPOCH, module.GROUP, module.VALIDATED = 6, 2, 500
     return module
 
 
@@ -139,21 +139,21 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
     tabular, whole, tmp_path, monkeypatch, capfd
 ):
     def interrupt(self, batch, logs=None):
-        if self.model.optimizer.iterations.numpy() == 12:  # in the middle of an epoch
+        if self.model.optimizer.iterations.numpy() == 14:  # in the middle of an epoch
             signal.raise_signal(signal.SIGINT)
 
     args = [f"--data={whole.parent / 'table.csv'}", *TINY, *STEPS, f"--output={tmp_path}"]
     with monkeypatch.context() as patch:
         patch.setattr(tabular.KeepBest, "on_train_batch_end", interrupt)
         assert tabular.main(args) == 130
-    assert "Interrupted at step 12 of 23" in capfd.readouterr().out
+    assert "Interrupted at step 14 of 23" in capfd.readouterr().out
     assert files(tmp_path) >= {"density.keras", "losses.png"}
     assert "result.json" not in files(tmp_path)
 
     assert tabular.main([*args, "--resume"]) == 0
     assert read(tmp_path) == read(whole)
     validation = [(folder / "validation.csv").read_text() for folder in (tmp_path, whole)]
-    assert validation[0] == validation[1] and validation[0].count("\n") == 1 + 5
+    assert validation[0] == validation[1] and validation[0].count("\n") == 1 + 4
     a, b = (keras.saving.load_model(folder / "density.keras") for folder in (tmp_path, whole))
     for v, w in zip(a.weights, b.weights, strict=True):
         np.testing.assert_array_equal(v.numpy(), w.numpy(), err_msg=v.path)
