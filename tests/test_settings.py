@@ -294,3 +294,26 @@ def test_adapt_takes_the_moments_of_what_each_part_sees(parts):
         for a, b in zip(base.weights, other.weights, strict=True):
             np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5)
         assert base.weights
+
+
+def test_networks_may_compute_in_bfloat16(tmp_path):
+    exact, x = sampler(), data()
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = sampler()
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    model.set_weights(exact.get_weights())
+    for a, b in (
+        (model.data_dde.score(x), exact.data_dde.score(x)),
+        (model.data_dde(x), exact.data_dde(x)),
+        (model.sample(8, seed=1), exact.sample(8, seed=1)),
+    ):
+        assert a.dtype == tf.float32
+        error = np.abs(a - b).max() / np.abs(b).max()
+        assert 1e-6 < error < 0.03  # bfloat16 has 8 bits
+    model.compile("adam", data_optimizer="adam")
+    model.fit(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.sample(8, seed=1), model.sample(8, seed=1))

@@ -31,7 +31,7 @@ class GaussianBase(keras.layers.Layer):
     """
 
     def __init__(self, input_shape: int | tuple[int, ...], **kwargs: Any):
-        super().__init__(trainable=False, **kwargs)
+        super().__init__(trainable=False, dtype="float32", **kwargs)  # whatever the policy
         self.row_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
         n = math.prod(self.row_shape)
         add = self.add_weight

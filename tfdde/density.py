@@ -98,7 +98,7 @@ class DDE(Readout, Trainer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**({"dtype": "float32"} | kwargs))  # the networks have their own
         noise = Constant(0.2) if noise is None else noise
         if not isinstance(noise, Noise):
             raise ValueError(
@@ -239,7 +239,7 @@ class DDE(Readout, Trainer):
             s = self.network([self.base.scaled(x, sigma), column, *condition])
         else:
             s = self.network([x, *condition] if condition else x)
-        return tf.squeeze(s, axis=-1)
+        return tf.squeeze(tf.cast(s, tf.float32), axis=-1)  # it may compute in bfloat16
 
     def at(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
         """s of standardised rows at noise level ``sigma``, () or (batch,): shape (batch,).

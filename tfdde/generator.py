@@ -83,7 +83,7 @@ class Generator(Trainer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**({"dtype": "float32"} | kwargs))  # the networks have their own
         self.latent_dim = check_integer(latent_dim, "latent_dim")
         self.dde_steps = check_integer(dde_steps, "dde_steps")
         self.data_steps = check_integer(data_steps, "data_steps")
@@ -188,7 +188,8 @@ class Generator(Trainer):
 
     def call(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """g(z) or g(z, condition), shape (batch, *data_shape)."""
-        return self.generator(z if condition is None else [z, condition])
+        x = self.generator(z if condition is None else [z, condition])
+        return tf.cast(x, tf.float32)  # it may compute in bfloat16
 
     def _latent(self, count: Any, iteration: Any, stream: Stream) -> tf.Tensor:
         return random.normal((count, self.latent_dim), self.seed, iteration, stream)
