@@ -128,6 +128,7 @@ def test_a_diverged_trial_fails_and_another_wins(tmp_path, rows):
     tuner = LikelihoodTuner(
         oracles.GridSearchOracle(OBJECTIVE, max_trials=2, hyperparameters=hp, seed=0),
         Some(x, 0.3, **SMALL),
+        partition={"samples": 1_000},
         directory=tmp_path,
     )
     tuner.search(x, validation_data=held_out, epochs=1, verbose=0)
@@ -142,7 +143,10 @@ def test_a_search_goes_on_where_it_was(tmp_path, rows):
 
     def run(trials):
         tuner = LikelihoodTuner(
-            random_oracle(trials), Densities(x, (0.2, 1.0), **SMALL), directory=tmp_path
+            random_oracle(trials),
+            Densities(x, (0.2, 1.0), **SMALL),
+            partition={"samples": 1_000},
+            directory=tmp_path,
         )
         tuner.search(x, validation_data=held_out, epochs=1, verbose=0)
         return {k: (t.hyperparameters.values, t.score) for k, t in tuner.oracle.trials.items()}
@@ -167,6 +171,7 @@ def test_hyperband_goes_on_from_the_weights_of_a_shorter_trial(tmp_path, rows):
     tuner = LikelihoodTuner(
         oracles.HyperbandOracle(OBJECTIVE, max_epochs=3, factor=3, seed=1),
         Watched(x, (0.2, 1.0), **SMALL),
+        partition={"samples": 1_000},
         directory=tmp_path,
     )
     tuner.search(x, validation_data=held_out, verbose=0)
@@ -304,7 +309,9 @@ def test_few_rows_are_cross_validated(tmp_path):
     truth = three()
     x = truth.sample(60, 1)
     densities = Densities(x, (0.3, 1.0), **SMALL)
-    tuner = LikelihoodTuner(random_oracle(1), densities, folds=3, directory=tmp_path)
+    tuner = LikelihoodTuner(
+        random_oracle(1), densities, partition={"samples": 1_000}, folds=3, directory=tmp_path
+    )
     tuner.search(x, epochs=4, verbose=0)
     trial = next(iter(tuner.oracle.trials.values()))
     assert trial.status == "COMPLETED"
