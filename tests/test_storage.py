@@ -194,7 +194,9 @@ def test_nan_in_a_batch(two, tmp_path, capsys, devices, group):
 def test_grouped_steps_end_where_single_ones_do(tmp_path):
     assert worker.EPOCH % 2 and worker.STEPS % worker.EPOCH == 2  # epochs of 3, 3 and 2 steps
     assert train(tmp_path / "single") == 0
-    assert train(tmp_path / "grouped", model=worker.build(ONE, steps_per_execution=2)) == 0
+    model = worker.build(ONE, steps_per_execution=2)
+    assert train(tmp_path / "grouped", model=model) == 0
+    assert model.steps_per_execution == 2
     assert_same_run(tmp_path / "grouped", tmp_path / "single")
 
 

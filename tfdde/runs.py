@@ -185,6 +185,7 @@ class Run:
                     ],
                 )
                 load = True
+        model.group_steps(group)
         if start > 0:  # the averages are zeros before
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.save(phase, model)
