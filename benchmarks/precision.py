@@ -35,7 +35,7 @@ def build(policy):
     keras.utils.set_random_seed(0)
     keras.mixed_precision.set_dtype_policy(policy)
     network = networks.residual_mlp(2, 32, 25)
-    keras.mixed_precision.set_dtype_policy(FLOAT32)  # the base, which holds no product
+    keras.mixed_precision.set_dtype_policy(FLOAT32)
     base = tfdde.GaussianBase(2)
     base.adapt(datasets.sample_toy(TOY, 10_000, 0))
     return tfdde.DDE(network, tfdde.Constant(SIGMA), base, antithetic=True, seed=0)

@@ -98,7 +98,7 @@ class DDE(Readout, Trainer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**({"dtype": "float32"} | kwargs))  # the networks have their own
+        super().__init__(**kwargs)
         noise = Constant(0.2) if noise is None else noise
         if not isinstance(noise, Noise):
             raise ValueError(

@@ -83,7 +83,7 @@ class Generator(Trainer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**({"dtype": "float32"} | kwargs))  # the networks have their own
+        super().__init__(**kwargs)
         self.latent_dim = check_integer(latent_dim, "latent_dim")
         self.dde_steps = check_integer(dde_steps, "dde_steps")
         self.data_steps = check_integer(data_steps, "data_steps")

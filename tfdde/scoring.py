@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import shutil
 import sys
@@ -30,7 +29,7 @@ import tensorflow as tf
 
 from tfdde import manifest, serving, verify
 from tfdde.callbacks import atomic
-from tfdde.checks import check_integer
+from tfdde.checks import check_integer, read_object
 from tfdde.datasets import tfrecords
 from tfdde.datasets.blocks import Block, Source, format_of, pa, pc
 from tfdde.datasets.tables import reading
@@ -119,8 +118,7 @@ class Scorer:
         if not metadata.exists():
             return False
         self.files.append(metadata)
-        with reading(metadata):
-            return json.loads(metadata.read_text()).get("normalized") is True
+        return read_object(metadata).get("normalized") is True
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Log-densities float32 (rows,) of ``values``: rows, each followed by its condition."""

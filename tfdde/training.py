@@ -75,6 +75,10 @@ class Trainer(keras.Model):
     train_function: Any
     test_function: Any
 
+    def __init__(self, **kwargs: Any):
+        # Under a policy of mixed precision too: the networks have their own.
+        super().__init__(**({"dtype": "float32"} | kwargs))
+
     def fit(
         self,
         x: Any,
