@@ -59,7 +59,7 @@ def finish(process):
 
 
 def half_written(folder):
-    """The files that `tfdde.callbacks.atomic` has begun."""
+    """The files that `tfdde.utils.files.atomic` has begun."""
     found = [*folder.glob(".*"), *folder.glob("checkpoint/.*")]
     return {p for p in found if re.match(r"\.\d+\.", p.name)}
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from tfdde import runs
-from tfdde.datasets import blocks, csv_lines, images, tables, tfrecords
+from tfdde.datasets import images, tables
+from tfdde.datasets.readers import blocks, csv_lines, tfrecords
 
 MEMORY_MIB, SECONDS = 512, 10
 

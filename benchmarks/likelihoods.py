@@ -67,7 +67,7 @@ def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, s
     Returns:
         A dict of numbers for the results, in nats per row.
     """
-    from tfdde.estimate import mean_and_error
+    from tfdde.utils.statistics import mean_and_error
 
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:

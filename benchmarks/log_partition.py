@@ -20,8 +20,9 @@ import tensorflow as tf
 
 import tfdde
 from tfdde import recipes
-from tfdde.ladder import ladder, ladder_levels
-from tfdde.partition import annealed, importance
+from tfdde.partition.annealed import annealed
+from tfdde.partition.importance import importance
+from tfdde.partition.ladder import ladder, ladder_levels
 
 SIGMA, TOP = 0.1, 8.0
 CONSTANT = 3.0  # the log Z to be found

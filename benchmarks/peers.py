@@ -315,7 +315,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     import tensorflow as tf
 
     import tfdde
-    from tfdde import ladder
+    from tfdde.partition import ladder
 
     clock = Clock(seconds)
     keras.utils.set_random_seed(seed)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde import convnets
+from tfdde.networks import convolutional
 
 LATENT, BATCH, WIDTH = 16, 64, 32
 PENALTY, CRITIC_STEPS = 10.0, 3  # of WGAN-GP; 5 steps of the critic learn slower here
@@ -27,7 +27,7 @@ def _decay(optimizers, rates, share):
 def wgan_gp(x, seconds, seed):
     """Gulrajani et al. 2017, with the generator that tfdde has and a critic like its density."""
     layers, shape = keras.layers, x.shape[1:]
-    generator = convnets.conv_generator(LATENT, shape, WIDTH)
+    generator = convolutional.conv_generator(LATENT, shape, WIDTH)
     critic = keras.Sequential(
         [
             keras.Input(shape),

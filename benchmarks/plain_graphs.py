@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.autograph.core import config
 from tensorflow.python.autograph.core.config_lib import Convert, DoNotConvert
 
-LOOPS = {"tfdde.training": "on_iterator", "tfdde.annealing": "_moves"}
+LOOPS = {"tfdde.models.trainer": "on_iterator", "tfdde.partition.hmc": "_moves"}
 config.CONVERSION_RULES = (*map(Convert, LOOPS), DoNotConvert("tfdde"), *config.CONVERSION_RULES)
 original = tf.function
 

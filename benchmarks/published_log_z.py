@@ -31,7 +31,9 @@ import record
 import tensorflow as tf
 from scipy.special import logsumexp
 
-from tfdde import partition
+from tfdde.partition.annealed import annealed
+from tfdde.partition.importance import importance
+from tfdde.partition.ladder import ladder, ladder_levels
 
 SAMPLES = 51_200
 SEEDS = range(5)
@@ -103,11 +105,11 @@ def of_seeds(estimates):
 
 def of_tfdde(at, data, n):
     """Each of tfdde's methods over the seeds, and how many of their intervals cover log Z = 0."""
-    levels = partition.ladder_levels(SIGMA, HIGHEST, n)
+    levels = ladder_levels(SIGMA, HIGHEST, n)
     methods = {
-        "importance": lambda x, seed: partition.importance(at, x, SIGMA, SAMPLES, seed),
-        "ladder": lambda x, seed: partition.ladder(at, x, levels, seed=seed)[0],
-        "annealed": lambda x, seed: partition.annealed(at, x, levels, seed=seed),
+        "importance": lambda x, seed: importance(at, x, SIGMA, SAMPLES, seed),
+        "ladder": lambda x, seed: ladder(at, x, levels, seed=seed)[0],
+        "annealed": lambda x, seed: annealed(at, x, levels, seed=seed),
     }
     out = {}
     for name, method in methods.items():

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfdde
-from tfdde.callbacks import atomic
+from tfdde.utils.files import atomic
 
 RESULTS = Path(__file__).parent / "results"
 

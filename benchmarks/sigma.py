@@ -30,8 +30,9 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 
 from tfdde import tuning
-from tfdde.estimate import QUANTILE, mean_and_error
-from tfdde.tuning.search import OBJECTIVE, Densities, LikelihoodTuner
+from tfdde.tuning.search import Densities
+from tfdde.tuning.tuner import OBJECTIVE, LikelihoodTuner
+from tfdde.utils.statistics import QUANTILE, mean_and_error
 
 TEST = 20_000
 NAMES = [f"{kind}-{n}" for kind in ("gaussian", "mixture") for n in (2, 8)]

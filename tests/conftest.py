@@ -43,7 +43,7 @@ def exact(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of few rows, so that the tests' files have many."""
-    from tfdde.datasets import blocks
+    from tfdde.datasets.readers import blocks
 
     monkeypatch.setattr(blocks, "BLOCK_ROWS", 64)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)

@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 import tfdde
 from tfdde import networks, serving
-from tfdde.counter import counter_normal
+from tfdde.serving.tflite_random import counter_normal
 
 
 def rows(n, dim):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scored import frame, truth, write
 
-from tfdde.datasets import blocks
+from tfdde.datasets.readers import blocks
 
 
 @pytest.fixture

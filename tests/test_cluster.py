@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import worker
 
-from tfdde import cluster, runs
+from tfdde import runs
+from tfdde.runs import cluster
 
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,9 +10,10 @@ from ai_edge_litert.interpreter import Interpreter
 from mixtures import Mixture, three
 
 import tfdde
-from tfdde import metrics, networks, random, serving
-from tfdde.conditions import LogPartitions
-from tfdde.random import Stream
+from tfdde import metrics, networks, serving
+from tfdde.partition.result import LogPartitions
+from tfdde.utils import random
+from tfdde.utils.random import Stream
 
 SIGMA = 0.2
 CLASSES = [

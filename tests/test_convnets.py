@@ -7,7 +7,8 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import tfdde
-from tfdde import convnets, serving
+from tfdde import serving
+from tfdde.networks import convolutional
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 RNG = np.random.default_rng
@@ -44,7 +45,9 @@ def layers_of(model, kind):
 
 
 def test_density_against_numpy():
-    model = shake(convnets.conv_density((20, 9, 2), width=3, depth=1, units=5, activation="silu"))
+    model = shake(
+        convolutional.conv_density((20, 9, 2), width=3, depth=1, units=5, activation="silu")
+    )
     x = RNG(0).standard_normal((2, 20, 9, 2))
     *down, last = layers_of(model, keras.layers.Conv2D)
     (dense, offset), (out,) = layers_of(model, keras.layers.Dense)
@@ -60,7 +63,9 @@ def test_density_against_numpy():
 
 def test_generator_against_its_transpose():
     """A transposed convolution is the adjoint of the convolution: <up(h), x> = <h, down(x)>."""
-    model = shake(convnets.conv_generator(3, (12, 12, 1), width=2, depth=0, output_activation=None))
+    model = shake(
+        convolutional.conv_generator(3, (12, 12, 1), width=2, depth=0, output_activation=None)
+    )
     z = RNG(0).standard_normal((2, 3))
     ((kernel, bias),) = layers_of(model, keras.layers.Conv2DTranspose)
     dense = layers_of(model, keras.layers.Dense)
@@ -76,9 +81,11 @@ def test_generator_against_its_transpose():
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (13, 30, 3), (5, 4, 1), (32, 32, 3)])
 def test_any_size(shape):
-    density = convnets.conv_density(shape, width=4, depth=1, units=8, levels=True, conditions=2)
+    density = convolutional.conv_density(
+        shape, width=4, depth=1, units=8, levels=True, conditions=2
+    )
     assert [tuple(i.shape[1:]) for i in density.inputs] == [shape, (1,), (2,)]
-    generator = convnets.conv_generator(3, shape, width=4, conditions=2)
+    generator = convolutional.conv_generator(3, shape, width=4, conditions=2)
     c, level = tf.ones((2, 2)), tf.zeros((2, 1))
     x = generator([tf.constant(RNG(0).standard_normal((2, 3)), tf.float32), c])
     assert x.shape == (2, *shape) and 0.0 <= np.min(x) <= np.max(x) <= 1.0
@@ -93,7 +100,7 @@ def test_any_size(shape):
 
 
 def test_level_and_condition_shift_every_layer_once_trained():
-    model = convnets.conv_density((8, 8, 1), width=2, depth=1, levels=True, conditions=1)
+    model = convolutional.conv_density((8, 8, 1), width=2, depth=1, levels=True, conditions=1)
     rows = tf.constant(RNG(0).random((3, 8, 8, 1)), tf.float32)
 
     def s(level, condition):
@@ -115,12 +122,12 @@ def test_artifacts_have_its_scores_and_samples_for_any_number_of_rows(tmp_path, 
     noise = tfdde.LogUniform(0.5, 4.0) if levels else tfdde.Constant(0.5)
 
     def density():
-        network = shake(convnets.conv_density(shape, 4, 1, 8, levels=levels))
+        network = shake(convolutional.conv_density(shape, 4, 1, 8, levels=levels))
         return tfdde.DDE(network, noise, tfdde.GaussianBase(shape), antithetic=True, seed=1)
 
     dde = density()
     generator = tfdde.Generator(
-        shake(convnets.conv_generator(4, shape, 4)), dde, density(), latent_dim=4, seed=2
+        shake(convolutional.conv_generator(4, shape, 4)), dde, density(), latent_dim=4, seed=2
     )
     # Both verify themselves on 64 rows, one and none.
     serving.export_savedmodel(tmp_path / "saved", dde, generator)
@@ -151,7 +158,7 @@ def test_learns_images_that_a_gaussian_does_not_know(tmp_path):
     base = tfdde.GaussianBase((8, 8, 1))
     base.adapt(x)
     dde = tfdde.DDE(
-        convnets.conv_density((8, 8, 1), 16, 1, 32), tfdde.Constant(0.3), base, antithetic=True
+        convolutional.conv_density((8, 8, 1), 16, 1, 32), tfdde.Constant(0.3), base, antithetic=True
     )
     dde.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(4e-3, 960)))
     dde.fit(x, batch_size=64, epochs=15, verbose=0)
@@ -176,7 +183,7 @@ def test_compiled_by_xla_it_trains_alike():
     weights = []
     for jit in (False, True):
         keras.utils.set_random_seed(0)
-        network = convnets.conv_density((9, 9, 1), 4, 1, 8, levels=True)
+        network = convolutional.conv_density((9, 9, 1), 4, 1, 8, levels=True)
         dde = tfdde.DDE(network, tfdde.LogUniform(0.3, 2.0), time_weight=0.0, seed=1)
         dde.compile(keras.optimizers.SGD(0.1), jit_compile=jit)
         dde.fit(x, batch_size=8, epochs=1, verbose=0)
@@ -188,11 +195,14 @@ def test_compiled_by_xla_it_trains_alike():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: convnets.conv_density(28), r"`image_shape` must be .*got 28"),
-        (lambda: convnets.conv_density((28, 28)), r"`image_shape` must be .*got \(28, 28\)"),
-        (lambda: convnets.conv_generator(3, (0, 2, 1)), r"`image_shape` must be .*got \(0, 2, 1\)"),
-        (lambda: convnets.conv_density((8, 8, 1), width=0), "`width`.*0"),
-        (lambda: convnets.conv_generator(0, (8, 8, 1)), "`latent_dim`.*0"),
+        (lambda: convolutional.conv_density(28), r"`image_shape` must be .*got 28"),
+        (lambda: convolutional.conv_density((28, 28)), r"`image_shape` must be .*got \(28, 28\)"),
+        (
+            lambda: convolutional.conv_generator(3, (0, 2, 1)),
+            r"`image_shape` must be .*got \(0, 2, 1\)",
+        ),
+        (lambda: convolutional.conv_density((8, 8, 1), width=0), "`width`.*0"),
+        (lambda: convolutional.conv_generator(0, (8, 8, 1)), "`latent_dim`.*0"),
     ],
 )
 def test_wrong_arguments(build, message):

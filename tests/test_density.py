@@ -7,8 +7,9 @@ import tensorflow as tf
 from mixtures import three
 
 import tfdde
-from tfdde import losses, metrics, networks, random
-from tfdde.random import Stream
+from tfdde import losses, metrics, networks
+from tfdde.utils import random
+from tfdde.utils.random import Stream
 
 SIGMA = 0.3
 

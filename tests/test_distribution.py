@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfdde
-from tfdde import networks, random
+from tfdde import networks
+from tfdde.utils import random
 
 ROWS, STEPS = 48, 20
 

@@ -17,7 +17,7 @@ import tfdde
 from tfdde import networks
 from tfdde.explore import __main__ as command
 from tfdde.explore import write_page
-from tfdde.verify import log_density
+from tfdde.serving.signatures import log_density
 
 MODULES = os.environ.get("TFDDE_NODE_MODULES", "")
 CHROMIUM = shutil.which("chromium")

@@ -14,7 +14,7 @@ from scored import frame, write
 
 import tfdde
 from tfdde import networks
-from tfdde.datasets.files import stream_files
+from tfdde.datasets.file_batches import stream_files
 
 ROWS, BATCH = 1_000, 48
 COLUMNS = ["a", "b", "c"]

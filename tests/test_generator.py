@@ -7,8 +7,10 @@ import tensorflow as tf
 from mixtures import Mixture
 
 import tfdde
-from tfdde import networks, random, starts
-from tfdde.random import Stream
+from tfdde import networks
+from tfdde.networks import initial_weights
+from tfdde.utils import random
+from tfdde.utils.random import Stream
 
 SIGMA = 0.5
 LATENT = 3
@@ -269,7 +271,7 @@ def test_principal_start_has_the_datas_mean_and_covariance():
     latent = rng.standard_normal((4000, 3))
     x = 0.5 + 0.04 * latent @ rng.standard_normal((3, 12))
     network = networks.dense_block(3, 8, 2, 12, output_activation="sigmoid")
-    starts.at_principal_components(network, x)
+    initial_weights.at_principal_components(network, x)
     for layer in network.layers[-1:]:
         kernel, bias = layer.get_weights()
         kernel[3:] = 0  # without the hidden layers it is the linear model, bent by the sigmoid
@@ -278,9 +280,9 @@ def test_principal_start_has_the_datas_mean_and_covariance():
     np.testing.assert_allclose(y.mean(0), x.mean(0), atol=0.01)
     np.testing.assert_allclose(np.cov(y.T), np.cov(x.T), atol=0.1 * np.var(x, axis=0).max())
     with pytest.raises(ValueError, match="`x` must have more than 3 rows of 12 entries"):
-        starts.at_principal_components(network, x[:, :5])
+        initial_weights.at_principal_components(network, x[:, :5])
     with pytest.raises(ValueError, match="`network` must be a dense_block"):
-        starts.at_principal_components(networks.dense_block(3), x)
+        initial_weights.at_principal_components(networks.dense_block(3), x)
 
 
 # Bad input.
@@ -358,6 +360,6 @@ def test_a_loop_of_updates_is_the_same_as_one_after_the_other(monkeypatch):
 
     looped = trained()
     unrolled = lambda update, times: [update() for _ in range(times)]  # noqa: E731
-    monkeypatch.setattr("tfdde.generator.repeat", unrolled)
+    monkeypatch.setattr("tfdde.models.generator.repeat", unrolled)
     for a, b in zip(looped, trained(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,8 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal, norm
 
 import tfdde
-from tfdde import networks, starts
+from tfdde import networks
+from tfdde.networks import initial_weights
 
 BUILDERS = [networks.residual_mlp, networks.dense_block]
 
@@ -192,7 +193,7 @@ def test_independent_components_are_the_first_layers_directions(levels):
     x, rotation = independent_rows(12)
     network = networks.residual_mlp(12, width=40, depth=1, levels=levels, spread=1.5)
     before, _ = first_layer(network)
-    starts.at_independent_components(network, x)
+    initial_weights.at_independent_components(network, x)
     kernel, offsets = first_layer(network)
     np.testing.assert_array_equal(kernel[12:], before[12:])  # the noise level's row
     cosines = np.abs(rotation.T @ kernel[:12]) / np.linalg.norm(kernel[:12], axis=0)
@@ -210,11 +211,11 @@ def first_layer(network):
 def test_independent_components_of_what_they_cannot_serve():
     x = independent_rows(3, rows=50)[0]
     with pytest.raises(ValueError, match=r"at least as many units as entries.* 2 units"):
-        starts.at_independent_components(networks.residual_mlp(3, width=2, depth=1), x)
+        initial_weights.at_independent_components(networks.residual_mlp(3, width=2, depth=1), x)
     with pytest.raises(ValueError, match=r"flat rows"):
-        starts.at_independent_components(networks.residual_mlp((3, 1), width=4), x)
+        initial_weights.at_independent_components(networks.residual_mlp((3, 1), width=4), x)
     with pytest.raises(ValueError, match=r"`x` must have shape \(rows, 4\)"):
-        starts.at_independent_components(networks.residual_mlp(4, depth=1), x)
+        initial_weights.at_independent_components(networks.residual_mlp(4, depth=1), x)
 
 
 @pytest.mark.parametrize("levels", [False, True])
@@ -226,7 +227,7 @@ def test_units_look_along_the_data_that_stand_out_of_the_noise(levels):
     base.adapt(x.reshape(-1, 4, 5))
     network = networks.dense_block((4, 5), 400, 3, levels=levels)
     before = network.get_weights()
-    starts.along_covariance(network, base, 1.0, seed=1)
+    initial_weights.along_covariance(network, base, 1.0, seed=1)
     after = network.get_weights()
     for w, v in zip(before, after, strict=True):
         if w.ndim == 1 or w.shape[1] == 1:
@@ -246,6 +247,6 @@ def test_units_that_cannot_look_along_the_data():
     base = tfdde.GaussianBase(4)
     for network in (networks.residual_mlp(4, depth=2), networks.dense_block(3, 4, 2)):
         with pytest.raises(ValueError, match="`network` must be a dense_block of 4 entries"):
-            starts.along_covariance(network, base, 1.0)
+            initial_weights.along_covariance(network, base, 1.0)
     with pytest.raises(ValueError, match="`sigma` must be a finite number > 0"):
-        starts.along_covariance(networks.dense_block(4, 4, 2), base, -1.0)
+        initial_weights.along_covariance(networks.dense_block(4, 4, 2), base, -1.0)

@@ -6,7 +6,7 @@ from scipy.stats import kstest
 
 import tfdde
 from tfdde.noise import check_level
-from tfdde.random import Stream
+from tfdde.utils.random import Stream
 
 
 def test_constant_is_constant():

@@ -13,10 +13,12 @@ from scipy.stats import kstest, norm
 
 import tfdde
 from tfdde import datasets, metrics, networks
-from tfdde.annealing import Moves, anneal
-from tfdde.estimate import Gaussian, LogPartition
-from tfdde.ladder import bridge, ladder, ladder_levels
-from tfdde.partition import annealed, importance
+from tfdde.partition.annealed import anneal, annealed
+from tfdde.partition.evaluator import Gaussian
+from tfdde.partition.hmc import Moves
+from tfdde.partition.importance import importance
+from tfdde.partition.ladder import bridge, ladder, ladder_levels
+from tfdde.partition.result import LogPartition
 
 LOG_Z = 5.0
 CHOICES = ("ladder", "importance", "annealed")

@@ -9,9 +9,13 @@ from mixtures import Mixture, three
 from test_partition import LOG_Z, exact
 
 import tfdde
-from tfdde import metrics, partition
-from tfdde.estimate import Evaluator, Gaussian
-from tfdde.ladder import ladder_levels
+from tfdde import metrics
+from tfdde.partition import annealed as annealed_module
+from tfdde.partition import estimate as estimate_module
+from tfdde.partition.annealed import annealed
+from tfdde.partition.evaluator import Evaluator, Gaussian
+from tfdde.partition.importance import importance
+from tfdde.partition.ladder import ladder_levels
 
 
 def test_importance_has_the_size_and_error_of_its_weights():
@@ -23,7 +27,7 @@ def test_importance_has_the_size_and_error_of_its_weights():
     def s(x, level):  # of rows of shape (1, 2)
         return flat(x[:, 0], level)
 
-    found = partition.importance(s, data[:, None], sigma, samples)
+    found = importance(s, data[:, None], sigma, samples)
     grid, cell = metrics.grid(-7, 7, 500)
     log_q = Gaussian(data, sigma).log_density(grid)
     c = np.exp(2 * three().log_density(grid, sigma) - log_q).sum() * cell
@@ -32,15 +36,15 @@ def test_importance_has_the_size_and_error_of_its_weights():
     assert found.standard_error == pytest.approx(math.sqrt((c - 1) / samples), rel=0.05)
     assert abs(found.value - LOG_Z) < 3 * found.standard_error
     assert (found.method, found.sigma) == ("importance", sigma)
-    assert found == partition.importance(s, data[:, None], sigma, samples, seed=0)
-    assert found != partition.importance(s, data[:, None], sigma, samples, seed=1)
+    assert found == importance(s, data[:, None], sigma, samples, seed=0)
+    assert found != importance(s, data[:, None], sigma, samples, seed=1)
 
 
 def test_importance_sees_in_the_data_what_its_draws_miss():
     sigma, samples = 1e-3, 100
     mixture = Mixture([[0.0], [3.0]], [1.0, 1e-6], [0.5, 0.5])
     data = mixture.sample(5_000, seed=1)
-    found = partition.importance(exact(mixture), data, sigma, samples)
+    found = importance(exact(mixture), data, sigma, samples)
     assert found.value < LOG_Z - 0.5  # half of the mass was missed
     x = np.linspace(-7, 9, 1_000_001)[:, None]
     square = np.exp(2 * mixture.log_density(x, sigma) - Gaussian(data, sigma).log_density(x))
@@ -53,7 +57,7 @@ class Recorded:
 
     def __init__(self, monkeypatch, *log_z):
         self.log_z, self.calls = [np.array(v) for v in log_z], []
-        monkeypatch.setattr(partition, "anneal", self)
+        monkeypatch.setattr(annealed_module, "anneal", self)
 
     def __call__(self, increments, moves, rows, populations, rng):
         self.calls.append((increments, moves, rows))
@@ -79,11 +83,11 @@ def test_annealing_goes_all_the_way_down_and_up(monkeypatch, n, levels):
             moved.append((level, scale, count, seed))
             return y
 
-    monkeypatch.setattr(partition, "Moves", Moves)
+    monkeypatch.setattr(annealed_module, "Moves", Moves)
     evaluator = Evaluator(s, (n,))
     evaluator.moves = Moves(evaluator.flat)
     recorded = Recorded(monkeypatch, np.zeros(4), np.zeros(4))
-    partition.annealed(evaluator, data, levels, 20_002, moves=3, seed=1, populations=4)
+    annealed(evaluator, data, levels, 20_002, moves=3, seed=1, populations=4)
     (down, down_moves, first), (up, up_moves, start) = recorded.calls
     assert first.shape == start.shape == (20_000, n)
 
@@ -135,7 +139,7 @@ def test_bounds_of_annealing(monkeypatch, crossed):
         down, up = np.add(down, 3.0), np.array(up)
     recorded = Recorded(monkeypatch, down, up)
     s = exact(Mixture(np.eye(3, 2), [0.3, 0.5, 1.0], [1, 2, 3]))
-    found = partition.annealed(s, apart(2), [0.3], 8, 1, populations=4)
+    found = annealed(s, apart(2), [0.3], 8, 1, populations=4)
     assert len(recorded.calls) == 2 and len(recorded.calls[0][0]) == 30
     low = np.mean(down) - 1.96 * np.std(down, ddof=1) / 2
     high = -np.mean(up) + 1.96 * np.std(up, ddof=1) / 2
@@ -177,8 +181,8 @@ def test_the_noise_chooses_the_method_and_its_levels(
         return call
 
     for name in ("ladder", "importance", "annealed"):
-        monkeypatch.setattr(partition, name, stand_in(name))
-    assert partition.estimate("s", data, noise, method, sigma, samples, moves, 9) == "found"
+        monkeypatch.setattr(estimate_module, name, stand_in(name))
+    assert estimate_module.estimate("s", data, noise, method, sigma, samples, moves, 9) == "found"
     name, levels, *rest = expected
     if isinstance(levels, tuple):
         levels = ladder_levels(*levels, 6)

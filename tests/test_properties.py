@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tfdde
-from tfdde import convnets, networks, serving
+from tfdde import networks, serving
+from tfdde.networks import convolutional
 
 ROWS = 12
 NETWORKS = {
     "residual_mlp": lambda levels: networks.residual_mlp(3, 8, 2, levels=levels),
     "mixtures": lambda levels: networks.residual_mlp(3, 8, 2, levels=levels, experts=2),
     "dense_block": lambda levels: networks.dense_block(3, 8, 2, levels=levels),
-    "conv_density": lambda levels: convnets.conv_density((9, 8, 1), 4, 1, 8, levels=levels),
+    "conv_density": lambda levels: convolutional.conv_density((9, 8, 1), 4, 1, 8, levels=levels),
 }
 NOISES = {
     "constant": tfdde.Constant(0.4),
@@ -138,7 +139,7 @@ def test_generator_keeps_its_samples(network, tmp_path):
     decoder = {
         "residual_mlp": lambda: networks.residual_mlp(2, 8, 2, output_shape=3),
         "dense_block": lambda: networks.dense_block(2, 8, 2, output_shape=3),
-        "conv_generator": lambda: convnets.conv_generator(2, (9, 8, 1), 4),
+        "conv_generator": lambda: convolutional.conv_generator(2, (9, 8, 1), 4),
     }[network]()
     model = tfdde.Generator(decoder, data, generated, latent_dim=2)
     model.save(tmp_path / "g.keras")

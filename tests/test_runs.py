@@ -15,7 +15,7 @@ from worker import At
 import tfdde
 from tfdde import plots, runs
 from tfdde.datasets import stream
-from tfdde.networks import residual_mlp
+from tfdde.networks.dense import residual_mlp
 
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -15,11 +15,11 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_import_registers_all_that_is_saved_and_needs_no_extra():
     """In a fresh process: a saved model must load after `import tfdde` alone."""
     registering = [
-        f"tfdde.{path.stem}"
-        for path in (ROOT / "tfdde").glob("*.py")
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "tfdde").rglob("*.py")
         if "@keras.saving.register_keras_serializable" in path.read_text()
     ]
-    assert "tfdde.convnets" in registering
+    assert "tfdde.networks.convolutional" in registering
     optional = ["matplotlib", "tensorflow_datasets", "keras_tuner", "sklearn", "ai_edge_litert"]
     optional += ["apache_beam", "pyarrow"]
     code = (
@@ -38,7 +38,9 @@ def test_import_registers_all_that_is_saved_and_needs_no_extra():
 
 
 def test_version_is_read_from_the_package():
-    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "tfdde.__version__"}
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "tfdde._version.__version__"
+    }
     assert re.fullmatch(r"\d+\.\d+\.\d+", tfdde.__version__)
     assert f"## {tfdde.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from scored import example, frame, read, rejects, truth, write
 
 from tfdde import scoring
-from tfdde.datasets import blocks, tfrecords
+from tfdde.datasets.readers import blocks, tfrecords
 
 BAD_CSV = {
     "1,2": "line must have 3 fields, got 2",

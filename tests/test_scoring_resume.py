@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 from scored import frame, read, rejects, truth, write
 
 from tfdde import scoring
-from tfdde.datasets import tfrecords
+from tfdde.datasets.readers import blocks, tfrecords
+from tfdde.scoring import file_scores
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +83,7 @@ def test_goes_on_after_an_end_behind_the_output(exact, tmp_path, monkeypatch, wh
         unlink(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((scoring.shutil, "rmtree") if "parts" in when else (Path, "unlink")), stop)
+        patch.setattr(*((shutil, "rmtree") if "parts" in when else (Path, "unlink")), stop)
         with pytest.raises(Killed):
             scoring.score_file(*arguments)
     whole = out.read_bytes()
@@ -105,7 +107,7 @@ def test_a_finished_call_is_not_repeated_nor_another_taken_for_it(exact, tmp_pat
     source, out = write(tmp_path / "in.parquet", table), tmp_path / "out.csv"
     arguments = exact / "normalized", source, out, list("abc"), None, ["id"]
     with monkeypatch.context() as patch:
-        patch.setattr(scoring.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         assert scoring.score_file(*arguments) == 1
     before, scored = out.stat(), watched(monkeypatch)
     assert scoring.score_file(*arguments) == 1
@@ -147,9 +149,9 @@ def test_what_is_done_is_not_read_again(exact, tmp_path, small_blocks, monkeypat
         with pytest.raises(Killed):
             scoring.score_file(exact / "normalized", folder, out, **options)
     parsed = []
-    block = scoring.Source.blocks
+    block = blocks.Source.blocks
     monkeypatch.setattr(
-        scoring.Source,
+        blocks.Source,
         "blocks",
         lambda *a: (parsed.extend(b.rows) or b for b in block(*a)),
     )
@@ -202,7 +204,10 @@ def test_another_input_model_or_option_is_refused(exact, tmp_path, monkeypatch):
     assert "another input:" in message()
     source.write_text(text)
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with scoring._locked(Path(f"{out}.parts")), pytest.raises(ValueError, match="Another process"):
+    with (
+        file_scores._locked(Path(f"{out}.parts")),
+        pytest.raises(ValueError, match="Another process"),
+    ):
         scoring.score_file(exact / "normalized", source, out, part_rows=100)
     assert scoring.score_file(exact / "normalized", source, out, part_rows=100) == 0
     np.testing.assert_allclose(read(out)["log_density"], truth(table), atol=2e-5)

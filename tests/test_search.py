@@ -17,7 +17,8 @@ import pytest
 from mixtures import three
 
 from tfdde import serving, tuning
-from tfdde.tuning.search import OBJECTIVE, Densities, LikelihoodTuner
+from tfdde.tuning.search import Densities
+from tfdde.tuning.tuner import OBJECTIVE, LikelihoodTuner
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [

@@ -16,8 +16,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 import tfdde
 from tfdde import networks, serving
-from tfdde.base import GaussianBase
-from tfdde.counter import counter_normal
+from tfdde.networks.gaussian_base import GaussianBase
+from tfdde.serving.tflite_random import counter_normal
 
 ROOT = Path(__file__).parent.parent
 IMAGE = (28, 28, 1)
@@ -293,7 +293,8 @@ def test_counter_normal_begins_with_the_same_rows_and_changes_with_the_seed():
 
 def test_disagreement_fails_and_leaves_nothing(tmp_path, monkeypatch):
     density = tfdde.DDE(tfdde.networks.residual_mlp(2, width=4, depth=1))
-    monkeypatch.setattr(serving, "BOUND", -1.0)
+    for module in ("savedmodel", "tflite"):
+        monkeypatch.setattr(f"tfdde.serving.{module}.BOUND", -1.0)
     with pytest.raises(serving.ExportError, match="differs from Keras"):
         serving.export_savedmodel(tmp_path / "saved", density)
     with pytest.raises(serving.ExportError, match="differs from Keras"):
@@ -304,7 +305,8 @@ def test_disagreement_fails_and_leaves_nothing(tmp_path, monkeypatch):
 def test_disagreement_keeps_the_previous_file(tmp_path, monkeypatch):
     density = tfdde.DDE(tfdde.networks.residual_mlp(2, width=4, depth=1))
     (tmp_path / "m.tflite").write_bytes(b"previous")
-    monkeypatch.setattr(serving, "BOUND", -1.0)
+    for module in ("savedmodel", "tflite"):
+        monkeypatch.setattr(f"tfdde.serving.{module}.BOUND", -1.0)
     with pytest.raises(serving.ExportError):
         serving.export_tflite(tmp_path / "m.tflite", density)
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
@@ -414,6 +416,7 @@ def test_errors_of_the_scripts(tmp_path, monkeypatch, capsys):
     assert serving.export_run(export, tmp_path / "none", tmp_path / "m") == 2
     assert capsys.readouterr().err == f"error: There is no run folder {tmp_path / 'none'}.\n"
     tfdde.DDE(tfdde.networks.residual_mlp(2, width=4, depth=1)).save(tmp_path / "density.keras")
-    monkeypatch.setattr(serving, "BOUND", -1.0)
+    for module in ("savedmodel", "tflite"):
+        monkeypatch.setattr(f"tfdde.serving.{module}.BOUND", -1.0)
     assert serving.export_run(export, tmp_path, tmp_path / "m") == 1
     assert re.fullmatch("error: .* differs from Keras by .*\n", capsys.readouterr().err)

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 import tfdde
-from tfdde import networks, random
-from tfdde.random import Stream
+from tfdde import networks
+from tfdde.utils import random
+from tfdde.utils.random import Stream
 
 ONE, FALLING, MANY = tfdde.Constant(0.4), tfdde.Decay(2.0, 0.4, 2), tfdde.LogUniform(0.2, 2.0, 0.4)
 LATENT = 3

@@ -17,8 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import tfdde.ladder
+import tfdde
 from tfdde import LogPartition
+from tfdde.partition.ladder import ladder as original_ladder
 from tfdde.sklearn import DDEstimator
 
 SCALE = np.array([100.0, 0.02])
@@ -53,10 +54,10 @@ def quick(monkeypatch):
 
     def ladder(*args):
         *others, _, seed = args
-        return tfdde.ladder.ladder(*others, 0, seed)
+        return original_ladder(*others, 0, seed)
 
     eager = functools.partialmethod(tfdde.DDE.compile, run_eagerly=True)
-    monkeypatch.setattr("tfdde.partition.ladder", ladder)
+    monkeypatch.setattr("tfdde.partition.estimate.ladder", ladder)
     monkeypatch.setattr(tfdde.DDE, "compile", eager)
 
 
@@ -161,7 +162,7 @@ def test_without_a_trusted_log_partition_no_likelihood_is_returned(fitted, monke
 
 
 def test_fit_warns_of_an_untrusted_log_partition_and_no_search_takes_it(monkeypatch):
-    monkeypatch.setattr("tfdde.partition.estimate", lambda *args: UNTRUSTED)
+    monkeypatch.setattr("tfdde.models.dde.estimate", lambda *args: UNTRUSTED)
     refused = pytest.warns(UserWarning, match="(?s)Scoring failed.*no trusted log Z")
     with refused, pytest.warns(UserWarning, match="This estimate can't be trusted"):
         scores = cross_val_score(tiny(), rows(40, 9), cv=2)

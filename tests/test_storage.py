@@ -12,7 +12,7 @@ import worker
 
 import tfdde
 from tfdde import networks, runs, serving
-from tfdde.callbacks import Checkpoint
+from tfdde.runs.checkpoint import Checkpoint
 
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import tfdde
-from tfdde import metadata, runs
+from tfdde import runs
+from tfdde.serving import metadata
 
 ROOT = Path(__file__).parent.parent
 # Keras's own saving of weights makes NumPy 2 warn.

@@ -1,16 +1,14 @@
 """Denoising density estimators in TensorFlow/Keras: a log-density and a sampler from data."""
 
 from tfdde import convnets, datasets, losses, metrics, networks, recipes, starts, tuning
-from tfdde.base import GaussianBase
-from tfdde.callbacks import Checkpoint, DivergedError
-from tfdde.conditions import LogPartitions
-from tfdde.density import DDE
-from tfdde.estimate import LogPartition
-from tfdde.generator import Generator
+from tfdde._version import __version__
+from tfdde.models.dde import DDE, UnnormalizedWarning
+from tfdde.models.generator import Generator
+from tfdde.models.trainer import DivergedError
+from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import Constant, Decay, LogUniform
-from tfdde.readout import UnnormalizedWarning
-
-__version__ = "0.1.0"
+from tfdde.partition.result import LogPartition, LogPartitions
+from tfdde.runs.checkpoint import Checkpoint
 
 __all__ = [
     "DDE",
@@ -24,6 +22,7 @@ __all__ = [
     "LogPartitions",
     "LogUniform",
     "UnnormalizedWarning",
+    "__version__",
     "convnets",
     "datasets",
     "losses",

@@ -21,15 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from tfdde import scoring
-from tfdde.datasets import blocks
-from tfdde.datasets.blocks import pc
+from tfdde.datasets.readers import blocks
+from tfdde.datasets.readers.blocks import pc
+from tfdde.scoring.scorer import Scorer, check_kept
 
 try:
     import apache_beam as beam
     from apache_beam.utils import shared
 except ImportError:
     raise ImportError("tfdde.beam needs Apache Beam: pip install 'tfdde[beam]'.") from None
+
 
 REJECTS = "rejects"  # the tag of the second output
 
@@ -88,7 +89,7 @@ class _Score(beam.DoFn):
         self.shared = shared.Shared()  # a process has many of these, one for each thread
 
     def setup(self) -> None:
-        self.scorer = self.shared.acquire(lambda: scoring.Scorer(self.model, self.batch_rows))
+        self.scorer = self.shared.acquire(lambda: Scorer(self.model, self.batch_rows))
 
     def process(self, table: Any) -> Iterator[Any]:
         scorer, what = self.scorer, "the table"
@@ -107,7 +108,7 @@ class _Score(beam.DoFn):
         values, reasons = blocks.numbers(table, used)
         kept = table.select(self.keep)
         kept = kept.cast(blocks.plain(kept.schema))
-        scoring.check_kept(kept.schema, scorer.names)
+        check_kept(kept.schema, scorer.names)
         scored = scorer.score(blocks.Block(np.arange(len(table)), values, reasons, kept))
         good = pc.is_null(scored.column("reason"))
         for name, rows, tag in (

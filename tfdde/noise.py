@@ -15,9 +15,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdde import random
-from tfdde.checks import check_positive
-from tfdde.random import Stream
+from tfdde.utils import random
+from tfdde.utils.checks import check_positive
+from tfdde.utils.random import Stream
 
 
 def check_level(noise: Noise, sigma: float | None) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdde.callbacks import atomic
+from tfdde.utils.files import atomic
 
 Path_ = str | os.PathLike
 Bounds = tuple[float, float]

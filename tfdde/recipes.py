@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 from tfdde import networks
-from tfdde.base import GaussianBase
-from tfdde.checks import check_rows
-from tfdde.density import DDE
+from tfdde.models.dde import DDE
+from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import LogUniform, Noise
+from tfdde.utils.checks import check_rows
 
 ROWS_PER_COLUMN = 5  # at least, for independent components to be worth their name
 
@@ -58,3 +58,15 @@ def start(dde: DDE, x: np.ndarray, width: int) -> None:
     """Start an adapted density at independent components, if units and rows are enough."""
     if x.shape[1] <= min(width, len(x) // ROWS_PER_COLUMN):
         dde.start_at_independent_components(x)
+
+
+def adam(
+    learning_rate: float, steps: int, power: float = 0.5, **kwargs: Any
+) -> keras.optimizers.Adam:
+    """Adam for networks that follow one another.
+
+    Its rate falls to 0 in ``steps`` steps, by the share of them that is left to ``power``.
+    """
+    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power)
+    # Little momentum: what s_q and g follow is moving.
+    return keras.optimizers.Adam(schedule, beta_1=0.5, beta_2=0.99, **kwargs)

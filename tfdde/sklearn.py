@@ -14,12 +14,13 @@ import keras
 import numpy as np
 
 from tfdde import recipes
-from tfdde.base import GaussianBase
-from tfdde.checks import check_integer, check_positive
-from tfdde.datasets.stream import stream
-from tfdde.density import DDE
-from tfdde.estimate import CHUNK, TRUSTED_SAMPLES, LogPartition
+from tfdde.datasets.batches import stream
+from tfdde.models.dde import DDE
+from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import LogUniform
+from tfdde.partition.evaluator import CHUNK
+from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
+from tfdde.utils.checks import check_integer, check_positive
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin
@@ -29,6 +30,7 @@ except ImportError as error:
     raise ImportError(
         "tfdde.sklearn needs scikit-learn 1.6 or later: pip install 'tfdde[tables]'."
     ) from error
+
 
 HELD_BACK = 0.1  # share of the rows kept from training, for log Z
 ENOUGH = 1_000  # rows, of which a share may be held back

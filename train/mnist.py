@@ -21,7 +21,8 @@ import keras
 import numpy as np
 
 import tfdde
-from tfdde import convnets, datasets, networks, plots, runs, starts
+from tfdde import datasets, networks, plots, recipes, runs
+from tfdde.networks import convolutional, initial_weights
 
 ACTIVATIONS = {"silu": "silu", "softplus": networks.softplus}
 LOADERS = {
@@ -143,20 +144,20 @@ def main(argv=None, dataset="mnist"):
         base = tfdde.GaussianBase(shape)
         base.set_weights(covariance.get_weights())
         if conv:
-            network = convnets.conv_density(shape, *size, activation=activation, levels=many)
+            network = convolutional.conv_density(shape, *size, activation=activation, levels=many)
         else:
             network = networks.dense_block(shape, *size, activation=activation, levels=many)
-            starts.along_covariance(network, base, args.sigma, seed)
+            initial_weights.along_covariance(network, base, args.sigma, seed)
         # Time-score matching would help to normalise s_p, which nothing here needs.
         return tfdde.DDE(network, noise, base, antithetic=True, time_weight=0.0, seed=seed)
 
     def images_of():
         if conv:
-            return convnets.conv_generator(args.latent_dim, shape, args.width)
+            return convolutional.conv_generator(args.latent_dim, shape, args.width)
         network = networks.dense_block(
             args.latent_dim, *size, output_shape=shape, output_activation="sigmoid"
         )
-        starts.at_principal_components(network, x)
+        initial_weights.at_principal_components(network, x)
         return network
 
     with strategy.scope():
@@ -177,8 +178,8 @@ def main(argv=None, dataset="mnist"):
             seed=args.seed + 2,
         )
         generator.compile(
-            runs.adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=0.99),
-            dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps),
+            recipes.adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=0.99),
+            dde_optimizer=recipes.adam(args.dde_learning_rate, steps * args.dde_steps),
             jit_compile=args.jit,
         )
 

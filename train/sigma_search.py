@@ -31,9 +31,9 @@ import numpy as np
 import tabular  # type: ignore[import-not-found]  # the script beside this one
 
 from tfdde import datasets, plots, runs, tuning
-from tfdde.callbacks import atomic
 from tfdde.datasets.tables import BUILTIN
-from tfdde.estimate import QUANTILE, mean_and_error
+from tfdde.utils.files import atomic
+from tfdde.utils.statistics import QUANTILE, mean_and_error
 
 SEARCHES = ("bayesian", "random", "hyperband")
 RANGES = ("sigma", "width", "depth", "learning_rate")  # one number or two

@@ -24,11 +24,13 @@ import keras
 import numpy as np
 
 import tfdde
-from tfdde import datasets, networks, partition, plots, random, recipes, runs, tuning
-from tfdde.callbacks import atomic
+from tfdde import datasets, networks, plots, recipes, runs, tuning
 from tfdde.datasets.tables import BUILTIN
-from tfdde.estimate import mean_and_error
 from tfdde.noise import Noise
+from tfdde.partition.importance import importance
+from tfdde.utils import random
+from tfdde.utils.files import atomic
+from tfdde.utils.statistics import mean_and_error
 
 count, number = runs.positive_int, runs.positive_float
 OPTIONS: dict[str, tuple] = {  # with their defaults without and with --paper
@@ -181,7 +183,7 @@ def normalise(args, dde, table, path):
     starts = tuning.ladder_starts(x, x_validation)
     if args.paper:
         inside = np.asarray(dde.inside(starts))
-        best = partition.importance(dde.at, inside, args.sigma, args.samples, args.seed)
+        best = importance(dde.at, inside, args.sigma, args.samples, args.seed)
     else:
         curve = tuning.select_sigma(
             dde,

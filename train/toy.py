@@ -18,7 +18,7 @@ import sys
 import keras
 
 import tfdde
-from tfdde import datasets, metrics, networks, plots, runs
+from tfdde import datasets, metrics, networks, plots, recipes, runs
 
 # The defaults by --preset; an option given on the command line wins.
 PRESETS = {
@@ -154,10 +154,10 @@ def main(argv=None):
         steps = max(1, args.generator_steps)
         # Two time scales: g's rate falls faster than s_q's, which so catches up with it.
         generator.compile(
-            runs.adam(
+            recipes.adam(
                 args.generator_learning_rate, steps, 1.0, use_ema=True, ema_momentum=args.ema
             ),
-            dde_optimizer=runs.adam(args.dde_learning_rate, steps * args.dde_steps),
+            dde_optimizer=recipes.adam(args.dde_learning_rate, steps * args.dde_steps),
             steps_per_execution=GROUP,
             jit_compile=args.jit,
         )

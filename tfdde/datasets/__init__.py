@@ -1,5 +1,6 @@
 """Data: 2-D toys with exact densities, images, tables, and resumable batches."""
 
+from tfdde.datasets.batches import epoch_batches, stream
 from tfdde.datasets.images import (
     ImageData,
     load_fashion_mnist,
@@ -7,7 +8,6 @@ from tfdde.datasets.images import (
     load_mnist_components,
     load_stacked_mnist,
 )
-from tfdde.datasets.stream import epoch_batches, stream
 from tfdde.datasets.tables import Table, load_builtin, read_table, split_rows
 from tfdde.datasets.toys import (
     TOYS,

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tfdde.checks import check_integer
 from tfdde.datasets.tables import Table
+from tfdde.utils.checks import check_integer
 
 DATA_DIR_VARIABLE = "TFDDE_DATA_DIR"
 _FILES = {

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import numbers
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfdde.checks import check_integer
+from tfdde.datasets.readers.headers import (
+    chosen_columns,
+    csv_names,
+    import_pandas,
+    parquet_schema,
+    reading,
+)
+from tfdde.utils.checks import check_integer
 
 BUILTIN = ("digits", "wine", "breast_cancer")
 _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
@@ -39,25 +45,6 @@ def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.{hint}")
 
 
-def import_pandas() -> Any:
-    """Return pandas, or raise ImportError saying how to install it."""
-    try:
-        import pandas
-    except ImportError:
-        raise ImportError("Reading tables needs pandas: pip install 'tfdde[tables]'.") from None
-    return pandas
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a reader says of a damaged file into a ValueError of one sentence."""
-    try:
-        yield
-    except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"{str(path)!r} cannot be read: {said}.") from None
-
-
 def check_finite(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
     """Raise ValueError naming the first column of ``x`` (rows, columns) with NaN or infinity."""
     for name, column in zip(columns, x.T, strict=True):
@@ -79,60 +66,6 @@ def check_varying(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
             )
 
 
-def chosen_columns(
-    columns: Sequence[str] | None, names: Sequence[str], path: str | os.PathLike
-) -> list[int]:
-    """Positions in ``names``, those of the file ``path``, of the columns asked for; all if None.
-
-    Raises:
-        ValueError: a name is given twice, unknown or empty.
-    """
-    position = {name: i for i, name in enumerate(names)}
-    twice = next((name for i, name in enumerate(names) if position[name] != i), None)
-    if twice is not None:
-        raise ValueError(f"{str(path)!r} must name each column once, got {twice!r} twice.")
-    if columns is None:
-        columns = names
-    elif isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
-        raise ValueError(f"`columns` must be a list of column names, got {columns!r}.")
-    elif len(columns) == 0 or len(set(columns)) < len(columns):
-        raise ValueError(f"`columns` must name one column or more, each once, got {columns!r}.")
-    for name in columns:
-        if name not in position:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(names[:20])}"
-            raise ValueError(f"`columns` must name columns of {str(path)!r}, got {name!r}; {hint}.")
-        if not name.strip():
-            raise ValueError(
-                f"Column number {position[name]} of {str(path)!r} must have a name (is it an "
-                "index?): name it, or choose others with `columns`."
-            )
-    return [position[name] for name in columns]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def csv_names(path: Path) -> list[str]:
-    """The names of the columns in the first line of a CSV file; ValueError if there are none."""
-    pd = import_pandas()
-    with reading(path):
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    names = first.iloc[0].tolist()
-    numbered = names == [str(i) for i in range(len(names))]
-    if all(map(_is_number, names)) and not numbered:
-        raise ValueError(
-            f"The first line of {str(path)!r} must hold the names of the columns, got the numbers "
-            f"{', '.join(names[:5])}."
-        )
-    return names
-
-
 def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
     pd = import_pandas()
     names = csv_names(path)
@@ -142,15 +75,6 @@ def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]
         warnings.simplefilter("error", pd.errors.ParserWarning)
         frame = pd.read_csv(path, index_col=False, low_memory=False)
     return frame.iloc[:, chosen], [names[i] for i in chosen]
-
-
-def parquet_schema(path: Path) -> Any:
-    """The arrow schema of a Parquet file, without the columns of an index that pandas added."""
-    import pyarrow.parquet
-
-    with reading(path):
-        schema = pyarrow.parquet.read_schema(path)
-    return pyarrow.schema([f for f in schema if not f.name.startswith("__index_level_")])
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:

@@ -24,7 +24,6 @@ TOYS = (
     "distant_gaussians",
 )
 _ALIASES = {"8gaussians": "eight_gaussians", "2spirals": "two_spirals"}
-
 _RADII = np.array([3.0, 2.25, 1.5, 0.75])
 _RING_STD = 0.08
 _SPIRAL_STD = 0.1

@@ -18,14 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdde.datasets.images import DATA_DIR_VARIABLE
-from tfdde.datasets.tables import (
-    Table,
-    check_choice,
-    check_finite,
-    check_varying,
-    import_pandas,
-    reading,
-)
+from tfdde.datasets.readers.headers import import_pandas, reading
+from tfdde.datasets.tables import Table, check_choice, check_finite, check_varying
 
 
 class Sizes(NamedTuple):
@@ -69,7 +63,6 @@ _POWER_MEASURES = (
 _CORRELATION = 0.98
 _REPEATS = 5
 _CHUNK = 100_000
-
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 

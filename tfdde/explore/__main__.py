@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tfdde.explore.page import write_page
-from tfdde.verify import ExportError
+from tfdde.serving.verify import ExportError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tfdde import serving
-from tfdde.callbacks import atomic_folder
+from tfdde.utils.files import atomic_folder
 
 LITERT = "2.5.3"  # of @litertjs/core on npm, the version tested
 BATCH = 256  # rows of a call; the page pads
@@ -81,7 +81,7 @@ def write_page(
         serving.export_tflite(
             beside / "model.tflite", density, generator, run, batch_size=batch_size
         )
-        source = Path(__file__).parent
+        source = Path(__file__).parent / "static"
         for file in PAGE:
             shutil.copy(source / file, beside / file)
         for name in PACKAGES:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdde.checks import check_integer, check_pixels, check_rows
-from tfdde.density import DDE
-from tfdde.estimate import QUANTILE, LogPartition, mean_and_error
-from tfdde.ladder import ladder, ladder_levels
+from tfdde.models.dde import DDE
 from tfdde.noise import LogUniform
+from tfdde.partition.ladder import ladder, ladder_levels
+from tfdde.partition.result import LogPartition
+from tfdde.utils.checks import check_integer, check_pixels, check_rows
+from tfdde.utils.statistics import QUANTILE, mean_and_error
 
 ENOUGH = 1_000  # held-out rows from which the samples for log Z can start
 OVERFIT = 0.1  # nats, beyond what chance explains, that are worth a warning

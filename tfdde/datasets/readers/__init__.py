@@ -1,0 +1,1 @@
+"""Readers of CSV, Parquet and TFRecord files of any size, block by block."""

@@ -1,0 +1,237 @@
+"""TFRecord files record by record, past corrupt ones, where TensorFlow's reader ends the file.
+
+Format: length uint64, its checksum uint32, the record, its checksum uint32, all little-endian
+(tensorflow.org/tutorials/load_data/tfrecord); checksums are masked CRC-32C.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from tfdde.datasets.readers.headers import open_bytes, reading
+
+Wrong = dict[int, str]  # why a record of a block is bad, by its position
+
+
+def _crc_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
+    return table
+
+
+_CRC = _crc_table()
+_TYPES = {"int64_list": pa.int64(), "float_list": pa.float32(), "bytes_list": pa.string()}
+
+
+def masked_crc(data: np.ndarray) -> np.ndarray:
+    """Masked CRC-32C of each row of bytes: uint8 (rows, length) to uint32 (rows,)."""
+    crc = np.full(len(data), 0xFFFFFFFF, np.uint32)
+    for column in np.ascontiguousarray(data.T):
+        crc = _CRC[(crc ^ column) & 0xFF] ^ (crc >> 8)
+    crc = ~crc
+    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
+
+
+def _length(head: bytes) -> int | None:
+    """The length that a record begins with; None unless its checksum is right."""
+    if len(head) < 12:
+        return None
+    (expected,) = masked_crc(np.frombuffer(head[:8], np.uint8)[None])
+    length, crc = struct.unpack("<QI", head)
+    return length if crc == expected else None
+
+
+def _corrupt(records: Sequence[bytes], crcs: Sequence[int]) -> np.ndarray:
+    """Positions of records with another checksum; those of one length are computed at once."""
+    lengths, expected = np.array([len(r) for r in records], int), np.array(crcs, np.uint32)
+    match = np.zeros(len(records), bool)
+    for length in np.unique(lengths):
+        same = np.flatnonzero(lengths == length).tolist()
+        data = b"".join(records[i] for i in same)
+        rows = np.frombuffer(data, np.uint8).reshape(len(same), length)
+        match[same] = masked_crc(rows) == expected[same]
+    return np.flatnonzero(~match)
+
+
+def read(f: IO[bytes], rows: int, size: int) -> Iterator[tuple[list[bytes], Wrong]]:
+    """Blocks of records, and why some are corrupt.
+
+    A record that is cut off, or whose length can't be trusted, is the last of the file.
+
+    Args:
+        f: the file.
+        rows: at most so many records in a block.
+        size: of about so many bytes.
+    """
+    known: dict[bytes, int | None] = {}  # few lengths: most records are as long as others
+    head: bytes | None = f.read(12)
+    while head:
+        records: list[bytes] = []
+        crcs: list[int] = []
+        wrong: Wrong = {}
+        total = 0
+        while head and len(records) < rows and total < size:
+            if head not in known:
+                known = known if len(known) < 1000 else {}
+                known[head] = _length(head)
+            length = known[head]
+            body = b"" if length is None else f.read(length + 4)
+            if length is None or len(body) < length + 4:
+                wrong[len(records)] = "record has a corrupt length or is cut off: the file ends"
+                body, head = bytes(4), None
+            else:
+                head = f.read(12)
+            records.append(body[:-4])
+            crcs.append(struct.unpack("<I", body[-4:])[0])
+            total += len(body)
+        for i in _corrupt(records, crcs):
+            wrong.setdefault(int(i), "record is corrupt: it has another checksum")
+        yield records, wrong
+
+
+def parse(
+    records: Sequence[bytes], wrong: Wrong, width: int, condition_dim: int, schema: Any
+) -> tuple[np.ndarray, list[str | None], Any]:
+    """Records of tf.Example with features ``x`` and, for ``condition_dim``, ``condition``.
+
+    Args:
+        records: those of a block.
+        wrong: why some of them are corrupt.
+        width: entries of ``x``.
+        condition_dim: entries of ``condition``.
+        schema: arrow schema of features of one value that are passed on.
+
+    Returns:
+        float32 (records, width + condition_dim); for each None or why it is bad; and a
+        pyarrow table of ``schema``.
+    """
+    reasons = [wrong.get(i) for i in range(len(records))]
+    values = np.full((len(records), width + condition_dim), np.nan, np.float32)
+    kept: dict[str, list] = {name: [None] * len(records) for name in schema.names}
+    good = [i for i in range(len(records)) if i not in wrong]
+    sizes = {"x": width, "condition": condition_dim} if condition_dim else {"x": width}
+    spec = {name: tf.io.FixedLenFeature([n], tf.float32) for name, n in sizes.items()}
+    types = {pa.int64(): tf.int64, pa.float32(): tf.float32, pa.string(): tf.string}
+    for field in schema:
+        spec[field.name] = tf.io.FixedLenFeature([], types[field.type])
+    try:
+        parsed = tf.io.parse_example([records[i] for i in good], spec)
+    except (tf.errors.OpError, ValueError):  # one of them is bad: look at each
+        for i in good:
+            reasons[i] = _parse_one(records[i], sizes, schema, values[i], kept, i)
+    else:
+        values[good] = np.concatenate([parsed[name].numpy() for name in sizes], axis=1)
+        for name, column in kept.items():
+            for i, value in zip(good, parsed[name].numpy().tolist(), strict=True):
+                column[i] = _text(value)
+    for i in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+        reasons[i] = reasons[i] or "`x` or `condition` must be finite, got NaN or infinity"
+    return values, reasons, pa.table({f.name: pa.array(kept[f.name], f.type) for f in schema})
+
+
+def _parse_one(
+    record: bytes, sizes: dict[str, int], schema: Any, values: np.ndarray, kept: dict, i: int
+) -> str | None:
+    """Fill ``values`` and entry ``i`` of ``kept``; why the record is bad, or None."""
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except Exception:  # protobuf's DecodeError; TensorFlow doesn't export it
+        return "record is not a tf.Example"
+    for field in schema:
+        # `features[name]` would make the feature.
+        feature = features[field.name] if field.name in features else tf.train.Feature()
+        kind = feature.WhichOneof("kind")
+        found = getattr(feature, kind).value if kind else []
+        if len(found) == 1 and _TYPES[kind] == field.type:
+            kept[field.name][i] = _text(found[0])
+    rows: list[float] = []
+    for name, size in sizes.items():
+        found = features[name].float_list.value if name in features else []
+        if len(found) != size:
+            return f"feature {name!r} must have {size} floats, got {len(found)}"
+        rows.extend(found)
+    values[:] = rows
+    return None
+
+
+def _text(value: Any) -> Any:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def _first(file: Path) -> Any:
+    """Features of the first record; ValueError if there is none, or it is damaged."""
+    with reading(file), open_bytes(file) as f:
+        records, wrong = next(read(f, 1, 1), ([], {}))
+        if not records or wrong:
+            raise ValueError(f"{wrong.get(0, 'there is no record')}")
+        return tf.train.Example.FromString(records[0]).features.feature
+
+
+def sizes(file: Path) -> tuple[int, int]:
+    """Floats of the features ``x`` and ``condition`` (0 if absent) of the first record."""
+    features = _first(file)
+    width, condition_dim = (
+        len(features[name].float_list.value) if name in features else 0
+        for name in ("x", "condition")
+    )
+    if width == 0:
+        raise ValueError(f"The records of {str(file)!r} must have floats as feature `x`, got none.")
+    return width, condition_dim
+
+
+def schema(files: Sequence[Path], keep: Sequence[str]) -> Any:
+    """Arrow types of the features ``keep`` as the first record has them; bytes are text.
+
+    Raises:
+        ValueError: it lacks one of them, or can't be read.
+    """
+    if not keep:
+        return pa.schema([])
+    features = _first(files[0])
+    fields = []
+    for name in keep:
+        kind = features[name].WhichOneof("kind") if name in features else None
+        if kind is None:
+            raise ValueError(
+                f"`keep` must name features of {str(files[0])!r}, got {name!r}; its first record "
+                f"has {', '.join(sorted(features)) or 'none'}."
+            )
+        fields.append((name, _TYPES[kind]))
+    return pa.schema(fields)
+
+
+class Writer:
+    """Writes pyarrow tables as tf.Example: whole numbers, floats, or else text; none for null."""
+
+    def __init__(self, path: Path):
+        self.file = tf.io.TFRecordWriter(str(path))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.file.close()
+
+    def write_table(self, table: Any) -> None:
+        """Add the rows of a table."""
+        for row in table.to_pylist():
+            features = {name: _feature(value) for name, value in row.items() if value is not None}
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            self.file.write(example.SerializeToString())
+
+
+def _feature(value: Any) -> tf.train.Feature:
+    if isinstance(value, int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
+    if isinstance(value, float):
+        return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
+    text = value if isinstance(value, bytes) else str(value).encode()
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[text]))

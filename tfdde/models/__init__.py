@@ -1,0 +1,7 @@
+"""The two models that users train: the density ``DDE`` and the sampler ``Generator``."""
+
+from tfdde.models.dde import DDE, UnnormalizedWarning
+from tfdde.models.generator import Generator
+from tfdde.models.trainer import DivergedError
+
+__all__ = ["DDE", "DivergedError", "Generator", "UnnormalizedWarning"]

@@ -1,0 +1,392 @@
+"""The generator, section 4 of the paper: Algorithm 1 as a keras.Model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdde.losses import per_row
+from tfdde.models.dde import DDE
+from tfdde.models.trainer import Trainer, global_count, repeat, update_mean
+from tfdde.networks.dense import condition_width
+from tfdde.networks.fixed_condition import fix
+from tfdde.noise import LogUniform
+from tfdde.utils import random
+from tfdde.utils.checks import as_batch, check_integer, to_conditions, to_rows
+from tfdde.utils.random import Stream
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+class Generator(Trainer):
+    """One-shot sampler x = g(z), z ~ N(0, I), trained to minimise KL(q~ || p~).
+
+    Here p~ and q~ are the densities of data and of g(z), both blurred by the same
+    noise.  Each training step fits the generated DDE s_q to fresh g(z) for
+    ``dde_steps`` updates, then moves g down the gradient of
+    E[s_q(g(z) + eta) - s_p(g(z) + eta)] with both densities held constant
+    (Algorithm 1; its printed "+" is a slip of sign).  The optimum is q = p,
+    not merely q~ = p~.
+
+    >>> generator = tfdde.Generator(network, data_dde, generated_dde, latent_dim=16)
+    >>> generator.compile("adam", dde_optimizer="adam")
+    >>> generator.fit(x, batch_size=100, epochs=10)
+    >>> generator.sample(64, seed=1)
+
+    Of conditional densities it is a conditional sampler x = g(z, condition): in training s_p, s_q
+    and g all see the conditions of the batch's rows.
+
+    >>> generator.fit(x, keras.utils.to_categorical(labels, 10), batch_size=100, epochs=10)
+    >>> generator.sample(64, conditions=keras.utils.to_categorical([7], 10))
+
+    Args:
+        generator: Keras model (batch, latent_dim) -> (batch, *shape), with a second input
+            ``condition`` (batch, k) if the densities take one.
+        data_dde: s_p, a ``DDE`` of the data: trained before and frozen, or trained
+            along if ``compile`` is given a ``data_optimizer``.
+        generated_dde: s_q, another ``DDE`` of the same shape and noise level.
+        latent_dim: dimensions of z.
+        dde_steps: updates of s_q for each update of g.
+        data_steps: updates of s_p for each update of g, if it is trained along.
+        relative: let the generated DDE's network learn s_q - s_p instead of s_q.  What it cannot
+            express is then a small difference, of which the generator sees no more than that;
+            a frozen s_p costs s_q's updates about half as much again.  ``generated_dde`` by
+            itself is no density then.
+        level_power: with ``LogUniform`` noise, levels are weighed by (sigma / minimum) to this
+            power; the optimum is the same.
+        seed: integer in [0, 2**31) that fixes latents and noise; by default drawn.
+
+    Raises:
+        ValueError: shapes or noise levels do not fit together.
+    """
+
+    def __init__(
+        self,
+        generator: keras.Model,
+        data_dde: DDE,
+        generated_dde: DDE,
+        latent_dim: int = 16,
+        dde_steps: int = 10,
+        data_steps: int = 1,
+        relative: bool = False,
+        level_power: float = 1.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.latent_dim = check_integer(latent_dim, "latent_dim")
+        self.dde_steps = check_integer(dde_steps, "dde_steps")
+        self.data_steps = check_integer(data_steps, "data_steps")
+        self.relative = bool(relative)
+        if not np.isfinite(level_power):
+            raise ValueError(f"`level_power` must be a finite number, got {level_power!r}.")
+        self.level_power = float(level_power)
+        self.seed = random.check_seed(seed)
+        for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
+            if not isinstance(dde, DDE):
+                raise ValueError(f"`{name}` must be a tfdde.DDE, got {dde!r}.")
+        if data_dde is generated_dde or data_dde.network is generated_dde.network:
+            raise ValueError(
+                "`generated_dde` must be another DDE than `data_dde`, with its own network."
+            )
+        if not isinstance(generator, keras.Model) or not generator.built:
+            raise ValueError(f"`generator` must be a built keras.Model, got {generator!r}.")
+        self.condition_dim = condition_width(generator)
+        latent = (None, self.latent_dim)
+        if [tuple(i.shape) for i in generator.inputs[: -1 if self.condition_dim else None]] != [
+            latent
+        ]:
+            raise ValueError(
+                f"`generator` must take inputs of shape (None, latent_dim) = {latent}, beside any "
+                f"`condition`, got {generator.input_shape}."
+            )
+        self.data_shape = tuple(generator.output_shape[1:])
+        for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
+            if dde.data_shape != self.data_shape:
+                raise ValueError(
+                    f"`{name}` must take rows of the generator's shape {self.data_shape}, "
+                    f"got {dde.data_shape}."
+                )
+            if dde.condition_dim != self.condition_dim:
+                raise ValueError(
+                    f"`{name}` must take conditions of {self.condition_dim} entries, as "
+                    f"`generator` does, got one that takes {dde.condition_dim}."
+                )
+            if dde.normalization is not None:
+                raise ValueError(
+                    f"`{name}` must have no `normalization`: a generator makes rows in the units "
+                    "that its densities see; standardise the data beforehand."
+                )
+        if data_dde.noise.levels != generated_dde.noise.levels:
+            raise ValueError(
+                "`data_dde` and `generated_dde` must have the same noise level, or range of "
+                f"levels, got {data_dde.noise!r} and {generated_dde.noise!r}."
+            )
+        self.generator = generator
+        self.data_dde = data_dde
+        self.generated_dde = generated_dde
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.dde_loss_tracker = keras.metrics.Mean(name="dde_loss")
+        self.data_loss_tracker = keras.metrics.Mean(name="data_loss")
+        self.built = True
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        *,
+        dde_optimizer: Any = "adam",
+        data_optimizer: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: Any = "auto",
+    ) -> None:
+        """Choose the optimizers.
+
+        Args:
+            optimizer: of the generator.
+            dde_optimizer: of the generated DDE; it makes ``dde_steps`` updates a step.
+            data_optimizer: of the data DDE, which then makes ``data_steps`` updates a step
+                on the batch; None leaves the data DDE frozen.
+            run_eagerly, steps_per_execution, jit_compile: as in ``DDE.compile``.
+        """
+        super().compile(
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+        )
+        self.dde_optimizer = keras.optimizers.get(dde_optimizer)
+        self.data_optimizer = (
+            None if data_optimizer is None else keras.optimizers.get(data_optimizer)
+        )
+        self._compile_config = {
+            "optimizer": keras.optimizers.serialize(self.optimizer),
+            "dde_optimizer": keras.optimizers.serialize(self.dde_optimizer),
+            "data_optimizer": self.data_optimizer
+            and keras.optimizers.serialize(self.data_optimizer),
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+            "jit_compile": jit_compile,
+        }
+        self.optimizer.build(self.generator.trainable_variables)
+        self.dde_optimizer.build(self.generated_dde.network.trainable_variables)
+        if self.data_optimizer is not None:
+            self.data_optimizer.build(self.data_dde.network.trainable_variables)
+        self._descend = self.maybe_jit(self._loss_and_gradients)
+        self.data_dde.prepare(self.maybe_jit)
+        self.generated_dde.prepare(self.maybe_jit, self.data_dde.at if self.relative else None)
+
+    def call(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """g(z) or g(z, condition), shape (batch, *data_shape)."""
+        x = self.generator(z if condition is None else [z, condition])
+        return tf.cast(x, tf.float32)  # it may compute in bfloat16
+
+    def _latent(self, count: Any, iteration: Any, stream: Stream) -> tf.Tensor:
+        return random.normal((count, self.latent_dim), self.seed, iteration, stream)
+
+    def _level(self, rows: tf.Tensor, draws: Any, stream: Stream) -> tf.Tensor:
+        """Sigma of the rows: a level each with ``LogUniform`` noise, otherwise one for all."""
+        noise = self.data_dde.noise
+        if isinstance(noise, LogUniform):
+            return noise.draw(rows, self.seed, draws, stream)
+        if self.data_optimizer is None:  # a frozen s_p knows its final level only
+            return tf.constant(noise.sigma, tf.float32)
+        return noise.at(tf.convert_to_tensor(self.optimizer.iterations))
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        rows = tf.shape(x)[0]
+        iteration = tf.convert_to_tensor(self.optimizer.iterations)
+
+        def update_data() -> None:
+            assert self.data_optimizer is not None
+            sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
+            loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma, *condition)
+            update_mean(self.data_loss_tracker, loss, count)
+
+        def update_generated() -> None:
+            done = self.dde_optimizer.iterations
+            z = self._latent(rows, done, Stream.LATENT_DENSITY)
+            sigma = self._level(rows, done, Stream.GENERATED_LEVEL)
+            y = self.call(z, *condition)
+            loss, count = self.generated_dde.minimize(y, self.dde_optimizer, sigma, *condition)
+            update_mean(self.dde_loss_tracker, loss, count)
+
+        if self.data_optimizer is not None:
+            repeat(update_data, self.data_steps)
+        repeat(update_generated, self.dde_steps)
+        count, total = global_count(x)
+        z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
+        epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)
+        sigma = self._level(rows, iteration, Stream.GENERATOR_LEVEL)
+        loss, gradients = self._descend(z, epsilon, sigma, total, *condition)
+        self.optimizer.apply_gradients(
+            zip(gradients, self.generator.trainable_variables, strict=True)
+        )
+        update_mean(self.loss_tracker, loss, count)
+        return {m.name: m.result() for m in self.metrics}
+
+    def _loss_and_gradients(
+        self,
+        z: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        total: tf.Tensor,
+        *condition: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        variables = self.generator.trainable_variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([v.value for v in variables])
+            loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
+            scaled = loss / total
+        return loss, tape.gradient(scaled, variables)
+
+    def _divergence(
+        self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor
+    ) -> tf.Tensor:
+        """w(sigma) (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
+        x = self.call(z, *condition)
+        given = x + per_row(sigma, x) * epsilon, sigma, *condition
+        if self.relative:
+            difference = self.generated_dde.correction(*given)
+        else:
+            difference = self.generated_dde.at(*given) - self.data_dde.at(*given)
+        noise = self.data_dde.noise
+        if not isinstance(noise, LogUniform):
+            return difference
+        # The scores differ by something like 1 / sigma: with 1, every level pulls alike.
+        return tf.pow(sigma / noise.minimum, self.level_power) * difference
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Mean of s_q - s_p on fresh samples, as many as the batch has rows."""
+        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        done = tf.cast(self.loss_tracker.count, tf.int64)
+        z = self._latent(tf.shape(x)[0], done, Stream.SAMPLE)
+        epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
+        noise = self.data_dde.noise
+        sigma = tf.constant(noise.sigma, tf.float32)
+        if isinstance(noise, LogUniform):
+            sigma = noise.draw(tf.shape(x)[0], self.seed, done, Stream.EVALUATION_LEVEL)
+        loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
+        update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
+        return {"loss": self.loss_tracker.result()}
+
+    @property
+    def metrics(self) -> list:
+        trackers = [self.loss_tracker, self.dde_loss_tracker]
+        if self.compiled and self.data_optimizer is not None:
+            trackers.append(self.data_loss_tracker)
+        return trackers
+
+    def sample(self, n: int, seed: int | None = None, *, conditions: Any = None) -> tf.Tensor:
+        """``n`` samples g(z), without noise.
+
+        Args:
+            n: how many.
+            seed: the same seed gives the same samples, and the first ones of a larger n;
+                by default drawn.
+            conditions: of a conditional sampler, shape (n, condition_dim), or
+                (1, condition_dim) for all samples alike.
+
+        Returns:
+            float32 tensor, shape (n, *data_shape).
+
+        Raises:
+            ValueError: ``n`` or ``seed`` is out of range; conditions for a sampler that takes
+                none, none for one that does, or of a wrong shape.
+        """
+        n, seed = check_integer(n, "n", minimum=0), random.check_seed(seed)
+        given = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
+        condition = [tf.convert_to_tensor(column) for column in given]
+        return self._sample(tf.constant(n), tf.constant(seed, tf.int64), *condition)
+
+    @tf.function(reduce_retracing=True)
+    def _sample(self, n: tf.Tensor, seed: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        return self.call(random.latents(self.latent_dim, n, seed), *condition)
+
+    def decode(self, z: Any, conditions: Any = None) -> tf.Tensor:
+        """g(z) for latents of shape (rows, latent_dim): float32, shape (rows, *data_shape).
+
+        ``conditions`` are as for ``sample``.
+        """
+        z = to_rows(z, "z", (self.latent_dim,))
+        columns = z, *to_conditions(conditions, self.condition_dim, z)
+        return self._decode(*(tf.convert_to_tensor(column) for column in columns))
+
+    @tf.function(reduce_retracing=True)
+    def _decode(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        return self.call(z, condition)
+
+    def interpolate(self, z0: Any, z1: Any, steps: int, conditions: Any = None) -> tf.Tensor:
+        """Samples along the straight line between two latents, both ends included.
+
+        Args:
+            z0, z1: latents, shape (latent_dim,).
+            steps: number of samples, >= 2.
+            conditions: of the samples, as for ``sample``.
+
+        Returns:
+            float32 tensor, shape (steps, *data_shape).
+        """
+        steps = check_integer(steps, "steps", minimum=2)
+        ends = [
+            to_rows(np.asarray(z)[None], name, (self.latent_dim,))
+            for name, z in (("z0", z0), ("z1", z1))
+        ]
+        weight = tf.linspace(0.0, 1.0, steps)[:, None]
+        return self.decode((1.0 - weight) * ends[0] + weight * ends[1], conditions)
+
+    def given(self, condition: Any) -> Generator:
+        """The sampler at one condition: a ``Generator`` without, with a copy of the weights.
+
+        Its densities are ``DDE.given`` of this one's.
+
+        Args:
+            condition: one condition, shape (condition_dim,).
+
+        Raises:
+            ValueError: the sampler takes no conditions, or a wrong shape, NaN or infinity.
+        """
+        return Generator(
+            fix(self.generator, condition, self.condition_dim),
+            self.data_dde.given(condition),
+            self.generated_dde.given(condition),
+            self.latent_dim,
+            self.dde_steps,
+            self.data_steps,
+            self.relative,
+            self.level_power,
+            self.seed,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        parts = ("generator", "data_dde", "generated_dde")
+        return {
+            **{p: keras.saving.serialize_keras_object(getattr(self, p)) for p in parts},
+            "latent_dim": self.latent_dim,
+            "dde_steps": self.dde_steps,
+            "data_steps": self.data_steps,
+            "relative": self.relative,
+            "level_power": self.level_power,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Generator:
+        config = dict(config)
+        for part in ("generator", "data_dde", "generated_dde"):
+            config[part] = keras.saving.deserialize_keras_object(config[part])
+        return cls(**config)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        return self._compile_config if self.compiled else None
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        config = dict(config)
+        for name in ("optimizer", "dde_optimizer", "data_optimizer"):
+            if config[name] is not None:
+                config[name] = keras.optimizers.deserialize(config[name])
+        self.compile(**config)

@@ -1,0 +1,22 @@
+"""Networks for densities and generators, the layers that they are made of, and first weights."""
+
+from tfdde.networks.convolutional import conv_density, conv_generator
+from tfdde.networks.dense import check_scalar, condition_width, dense_block, residual_mlp
+from tfdde.networks.fixed_condition import FixedCondition
+from tfdde.networks.gaussian_base import GaussianBase
+from tfdde.networks.layers import Concat, ProductOfMixtures, ResidualSum, softplus
+
+__all__ = [
+    "Concat",
+    "FixedCondition",
+    "GaussianBase",
+    "ProductOfMixtures",
+    "ResidualSum",
+    "check_scalar",
+    "condition_width",
+    "conv_density",
+    "conv_generator",
+    "dense_block",
+    "residual_mlp",
+    "softplus",
+]

@@ -1,0 +1,212 @@
+"""Convolutional networks for images, from layers that every export target understands.
+
+Beside the paper's dense blocks: they know that pixels have neighbours.  Images of any size, with
+one channel or several.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdde.networks.layers import Concat, ResidualSum
+from tfdde.utils.checks import check_integer
+
+KERNEL = 4  # of layers that halve or double the image: a multiple of the stride, so no grid shows
+SMALLEST = 8  # the image is halved while its longer side exceeds this
+
+
+def _pad(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Rows of zeros below those of x, to so many."""
+    more = tf.maximum(rows - tf.shape(x)[0], 0)
+    padded = tf.pad(x, [[0, more], *[[0, 0]] * (x.shape.rank - 1)])
+    return tf.reshape(padded, (-1, *x.shape[1:]))  # TFLite would not know the sizes otherwise
+
+
+@tf.custom_gradient
+def _one_or_more(x: tf.Tensor) -> Any:
+    count = tf.shape(x)[0]
+    return _pad(x, tf.constant(1)), lambda dy: dy[:count]  # TFLite lacks Pad's own gradient
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+class OneOrMore(keras.layers.Layer):
+    """A batch as it is, but one row of zeros in place of none.
+
+    Of no rows TensorFlow's convolution on CPUs returns the shape of its input, which the next
+    layer refuses; an artifact must score any number of rows.  ``First`` takes the row away again.
+    """
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return _one_or_more(x)
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+class First(keras.layers.Layer):
+    """As many rows of the first input as the second has."""
+
+    def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
+        y, like = inputs
+        count = tf.shape(like)[0]
+
+        @tf.custom_gradient
+        def first(y: tf.Tensor) -> Any:
+            return y[:count], lambda dy: _pad(dy, tf.shape(y)[0])
+
+        return first(y)
+
+    def compute_output_shape(self, input_shape: list[tuple]) -> tuple:
+        return tuple(input_shape[0])
+
+
+def _check_image(shape: Any) -> tuple[int, int, int]:
+    try:
+        height, width, channels = (check_integer(n, "image_shape") for n in shape)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`image_shape` must be (height, width, channels) of positive integers, got {shape!r}."
+        ) from None
+    return height, width, channels
+
+
+def _lively() -> keras.Initializer:
+    """SiLU units keep their variance; from Glorot's weights s is flat, and long stays so."""
+    return keras.initializers.VarianceScaling(3.0, "fan_in", "normal")
+
+
+def _halvings(shape: tuple[int, int, int]) -> int:
+    return max(1, math.ceil(math.log2(max(shape[:2]) / SMALLEST)))
+
+
+def _active(h: keras.KerasTensor, given: Any, activation: Any) -> keras.KerasTensor:
+    """f(h + shift), where level and condition shift each entry: not at all at first."""
+    if given is not None:
+        shape = h.shape[1:]
+        shift = keras.layers.Dense(math.prod(shape), use_bias=False, kernel_initializer="zeros")
+        h = ResidualSum()([h, keras.layers.Reshape(shape)(shift(given))])
+    return keras.layers.Activation(activation)(h)
+
+
+def conv_density(
+    image_shape: tuple[int, int, int],
+    width: int = 32,
+    depth: int = 2,
+    units: int = 256,
+    activation: Any = "silu",
+    levels: bool = False,
+    conditions: int = 0,
+    name: str | None = None,
+) -> keras.Model:
+    """Residual convolutional network to one scalar s(x).
+
+    Convolutions of stride 2 until the image has at most 8 rows and columns, then ``depth``
+    residual ones, a dense layer, and a linear output.  Its gradient, the score, goes back through
+    the same layers: an encoder and decoder with one set of weights.
+
+    Args:
+        image_shape: (height, width, channels), any size.
+        width: channels after the first layer, doubled after the second.
+        depth: residual layers at the lowest resolution.
+        units: of the dense layer.
+        activation: of all hidden layers; smooth, for the score is its derivative.
+        levels: give the model a second input ``level`` (batch, 1) for the noise level, as
+            ``LogUniform`` needs it.
+        conditions: entries of a condition; with any, the model has a last input ``condition``
+            (batch, conditions).
+        name: the model's name.
+
+    Returns:
+        A Functional model (batch, height, width, channels) -> (batch, 1).
+
+    Raises:
+        ValueError: a shape or size is not a positive integer.
+    """
+    shape = _check_image(image_shape)
+    width, depth = check_integer(width, "width"), check_integer(depth, "depth")
+    units, conditions = check_integer(units, "units"), check_integer(conditions, "conditions", 0)
+    layers = keras.layers
+    x = keras.Input(shape, name="x")
+    others = [keras.Input((1,), name="level")] if levels else []
+    if conditions:
+        others.append(keras.Input((conditions,), name="condition"))
+    given = None
+    if others:
+        given = others[0] if len(others) == 1 else Concat()(others)
+        given = layers.Dense(width, activation=activation)(OneOrMore()(given))
+    h = OneOrMore()(x)
+    for k in range(_halvings(shape)):
+        channels = width if k == 0 else 2 * width
+        h = layers.Conv2D(channels, KERNEL, 2, "same", kernel_initializer=_lively())(h)
+        h = _active(h, given, activation)
+    for _ in range(depth):
+        f = layers.Conv2D(h.shape[-1], 3, padding="same", kernel_initializer=_lively())(h)
+        h = ResidualSum()([h, _active(f, given, activation)])
+    h = layers.Flatten()(h)
+    h = Concat()([h, given]) if others else h
+    h = layers.Dense(units, activation=activation, kernel_initializer=_lively())(h)
+    # grad_x does not see a bias, which would never be trained.
+    s = First(name="s")([layers.Dense(1, use_bias=False)(h), x])
+    return keras.Model([x, *others] if others else x, s, name=name)
+
+
+def conv_generator(
+    latent_dim: int,
+    image_shape: tuple[int, int, int],
+    width: int = 32,
+    depth: int = 1,
+    activation: Any = "silu",
+    output_activation: Any = "sigmoid",
+    conditions: int = 0,
+    name: str | None = None,
+) -> keras.Model:
+    """Generator of images as in DCGAN (Radford et al. 2016): a dense layer, then doublings.
+
+    Args:
+        latent_dim: dimensions of z.
+        image_shape: (height, width, channels), any size.
+        width: channels before the last layer, twice as many at the lowest resolutions.
+        depth: residual layers at the lowest resolution.
+        activation: of the hidden layers.
+        output_activation: of the pixels.
+        conditions: as for ``conv_density``.
+        name: the model's name.
+
+    Returns:
+        A Functional model (batch, latent_dim) -> (batch, height, width, channels).
+
+    Raises:
+        ValueError: a shape or size is not a positive integer.
+    """
+    shape = _check_image(image_shape)
+    width, depth = check_integer(width, "width"), check_integer(depth, "depth", 0)
+    conditions = check_integer(conditions, "conditions", 0)
+    layers = keras.layers
+    z = keras.Input((check_integer(latent_dim, "latent_dim"),), name="z")
+    condition = [keras.Input((conditions,), name="condition")] if conditions else []
+    h = OneOrMore()(Concat()([z, *condition]) if conditions else z)
+    halvings = _halvings(shape)
+    rows, columns = (math.ceil(n / 2**halvings) for n in shape[:2])
+    for units in (8 * width, rows * columns * 2 * width):
+        h = layers.Dense(units, activation=activation, kernel_initializer=_lively())(h)
+    h = layers.Reshape((rows, columns, 2 * width))(h)
+    for _ in range(depth):
+        f = layers.Conv2D(
+            2 * width, 3, padding="same", activation=activation, kernel_initializer=_lively()
+        )(h)
+        h = ResidualSum()([h, f])
+    for k in range(halvings, 0, -1):
+        channels = shape[2] if k == 1 else width if k == 2 else 2 * width
+        # Of KERNEL**2 weights a pixel meets one in four, and Keras takes "in" for "out" here.
+        gain = 4.0 if k == 1 else 12.0
+        lively = keras.initializers.VarianceScaling(gain, "fan_out", "normal")
+        h = layers.Conv2DTranspose(channels, KERNEL, 2, "same", kernel_initializer=lively)(h)
+        if k > 1:
+            h = layers.Activation(activation)(h)
+    spare = [(0, n * 2**halvings - m) for n, m in zip((rows, columns), shape, strict=False)]
+    if any(right for _, right in spare):
+        h = layers.Cropping2D(spare)(h)
+    x = First(name="y")([layers.Activation(output_activation)(h), z])
+    return keras.Model([z, *condition] if conditions else z, x, name=name)

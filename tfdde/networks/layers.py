@@ -1,0 +1,93 @@
+"""Layers that every export target understands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdde.utils.checks import check_integer
+
+
+@tf.custom_gradient
+def _stable_softplus(x: tf.Tensor) -> Any:
+    size = tf.abs(x)
+    # max(x, 0) in halves, exactly: TFLite's converter would compute the layer before a relu twice.
+    y = 0.5 * x + 0.5 * size + tf.math.log(1.0 + tf.exp(-size))
+    return y, lambda dy: dy * tf.sigmoid(x)  # written out: abs has no slope at 0
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+def softplus(x: tf.Tensor) -> tf.Tensor:
+    """log(1 + exp(x)), finite for every finite x also after conversion to TFLite."""
+    return _stable_softplus(x)
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+class ResidualSum(keras.layers.Layer):
+    """Sum of equally shaped tensors, as one AddN operation."""
+
+    def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
+        return tf.add_n(inputs)
+
+    def compute_output_shape(self, input_shape: list[tuple]) -> tuple:
+        return tuple(input_shape[0])
+
+
+@tf.custom_gradient
+def _concat(*inputs: tf.Tensor) -> Any:
+    # TensorFlow's own gradient reads the widths at run time, by operations that TFLite lacks.
+    widths = [x.shape[-1] for x in inputs]
+    return tf.concat(inputs, axis=-1), lambda dy: tf.split(dy, widths, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+class Concat(keras.layers.Layer):
+    """Tensors of static widths side by side, along the last axis."""
+
+    def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
+        return _concat(*inputs)
+
+    def compute_output_shape(self, input_shape: list[tuple]) -> tuple:
+        return (*input_shape[0][:-1], sum(shape[-1] for shape in input_shape))
+
+
+@keras.saving.register_keras_serializable(package="tfdde")
+class ProductOfMixtures(keras.layers.Layer):
+    """Sum over ``experts`` groups of log(mean(exp)) of their logits: (batch, k) -> (batch, 1).
+
+    e^s is then a product of mixtures, the form that multimodal densities of parts independent
+    of each other have.  Its gradient is written out: TensorFlow's needs operations that TFLite
+    lacks.
+
+    Args:
+        experts: number of groups, which the last axis of the input is divided into.
+    """
+
+    def __init__(self, experts: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.experts = check_integer(experts, "experts")
+
+    def call(self, logits: tf.Tensor) -> tf.Tensor:
+        return self._sum(logits)
+
+    @tf.custom_gradient
+    def _sum(self, logits: tf.Tensor) -> Any:
+        width = logits.shape[-1]
+        grouped = (-1, self.experts, width // self.experts)
+        u = tf.reshape(logits, grouped)
+        top = tf.reduce_max(u, axis=-1, keepdims=True)
+        logs = tf.math.log(tf.reduce_mean(tf.exp(u - top), axis=-1, keepdims=True)) + top
+
+        def gradient(dy: tf.Tensor) -> tf.Tensor:
+            # Of the input itself, so that it can be differentiated again.
+            return dy * tf.reshape(tf.nn.softmax(tf.reshape(logits, grouped)), (-1, width))
+
+        return tf.reduce_sum(logs, axis=1), gradient
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (*input_shape[:-1], 1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "experts": self.experts}

@@ -1,0 +1,28 @@
+"""The folder of one training run: checkpoints, interrupts, several hosts, the command line."""
+
+from tfdde.runs.checkpoint import Checkpoint
+from tfdde.runs.cluster import RunError, strategy_for
+from tfdde.runs.command_line import (
+    INTERRUPTED,
+    LOST,
+    TERMINATED,
+    command,
+    positive_float,
+    positive_int,
+    with_checksum,
+)
+from tfdde.runs.run import Run
+
+__all__ = [
+    "INTERRUPTED",
+    "LOST",
+    "TERMINATED",
+    "Checkpoint",
+    "Run",
+    "RunError",
+    "command",
+    "positive_float",
+    "positive_int",
+    "strategy_for",
+    "with_checksum",
+]

@@ -1,0 +1,68 @@
+"""The whole training state in one file that is never half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdde.models.trainer import DivergedError, _bad
+from tfdde.utils.files import atomic
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Save the whole training state to one file after each epoch, atomically.
+
+    The file holds weights and optimizers.  It is written beside its
+    final name and renamed, so a kill leaves the previous one whole, and it is
+    not replaced by a state that is not finite.  At its end is a checksum, since HDF5 has none and
+    ``load_weights``, which ignores it, would read changed numbers.
+
+    Args:
+        path: the file, ending in ``.weights.h5``.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__()
+        self.path = Path(path)
+        if not self.path.name.endswith(".weights.h5"):
+            raise ValueError(f"`path` must end in '.weights.h5', got {str(path)!r}.")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.save()
+
+    def save(self) -> None:
+        """Write the state now."""
+        weights = {w.path: w.numpy() for w in self.model.weights}
+        if bad := _bad({path: np.float64(np.sum(w)) for path, w in weights.items()}):
+            raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
+        with atomic(self.path) as beside:
+            # Weights, and three more of each in Adam with averages, with HDF5's own bytes.
+            _reserve(beside, sum(4 * (w.nbytes + 2048) for w in weights.values()))
+            self.model.save_weights(beside, overwrite=True)
+            with open(beside, "r+b") as f:
+                f.write(SEAL + hashlib.file_digest(f, "sha256").digest())
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raise OSError unless a file may have ``size`` bytes: HDF5 crashes if a disk is full."""
+    with open(path, "wb") as f:
+        if size and hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(f.fileno(), 0, size)
+
+
+SEAL = b"tfdde sha256:"
+DIGEST = 32  # bytes
+
+
+def check_seal(path: str | os.PathLike) -> None:
+    """Raise ValueError if a file that ``Checkpoint`` wrote has changed; one without seal passes."""
+    with open(path, "rb") as f:
+        data = memoryview(f.read())
+    content, seal = data[: -len(SEAL) - DIGEST], data[-len(SEAL) - DIGEST :]
+    if seal[: len(SEAL)] == SEAL and hashlib.sha256(content).digest() != seal[len(SEAL) :]:
+        raise ValueError("its checksum is wrong")

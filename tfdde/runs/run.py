@@ -1,0 +1,257 @@
+"""The folder of one training run, and training that can be stopped and resumed to the bit.
+
+The folder of a script's run::
+
+    runs/mnist/
+        config.json                     arguments, versions, command, start
+        checkpoint/<phase>.weights.h5   the whole training state, after each epoch
+        density.keras  generator.keras  the trained models
+        <phase>.csv  tensorboard/       losses by epoch
+        *.png                           pictures
+
+On several hosts (``tfdde.runs.cluster``) the chief writes it, and the others write a temporary one.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.util
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdde._version import __version__
+from tfdde.models.trainer import Trainer
+from tfdde.runs import cluster
+from tfdde.runs.checkpoint import Checkpoint, check_seal
+from tfdde.runs.cluster import RunError
+from tfdde.runs.interrupts import Interrupt
+from tfdde.utils.files import atomic, read_object
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        folder: where everything of this run is written.
+        arguments: those of the script by name, as JSON can hold them.
+        resume: continue the run in ``folder``, which must have been started with the same
+            arguments but for "output" and "resume"; otherwise there must be none.
+
+    Raises:
+        RunError: a run is there and ``resume`` is false, or none is there, or it was started
+            with other arguments.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, arguments: Mapping[str, Any], resume: bool = False
+    ):
+        self.folder, self.resume = Path(folder), resume
+        given = json.loads(json.dumps(dict(arguments)))  # tuples become lists, as in the file
+        config = self / "config.json"
+        if resume:
+            if not config.exists():
+                raise RunError(f"There is no run to resume in {self.folder}: leave out --resume.")
+            _check_same(_arguments(config), given, self.folder)
+        self.chief = cluster.this_cluster().rank == 0
+        if not self.chief:
+            self._take_copy()
+        if resume:
+            self._remove_half_written()
+            return
+        if config.exists() and self.chief:
+            raise RunError(
+                f"There is a run in {self.folder} already: add --resume to continue it, "
+                "or choose another --output."
+            )
+        about = {
+            "arguments": given,
+            "versions": {
+                "tfdde": __version__,
+                **{m.__name__: m.__version__ for m in (tf, keras, np)},
+            },
+            "command": sys.argv,
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        with atomic(config) as beside:
+            beside.write_text(json.dumps(about, indent=2) + "\n")
+
+    def __truediv__(self, name: str) -> Path:
+        """A path in the folder, as with ``pathlib``."""
+        return self.folder / name
+
+    def _take_copy(self) -> None:
+        """Go on in a temporary folder: the chief's models and logs are the same."""
+        self._temporary = tempfile.TemporaryDirectory()  # removed with this object
+        shared, self.folder = self.folder, Path(self._temporary.name)
+        if self.resume:
+            ignore = shutil.ignore_patterns("tensorboard", ".*")
+            shutil.copytree(shared, self.folder, ignore=ignore, dirs_exist_ok=True)
+
+    def _remove_half_written(self) -> None:
+        """Remove what was being written when the run was killed."""
+        for folder in (self.folder, self / "checkpoint"):
+            for path in folder.glob(".*"):
+                if path.name.split(".")[1].isdecimal():
+                    path.unlink(missing_ok=True)
+
+    def train(
+        self,
+        phase: str,
+        model: Trainer,
+        stream: Callable[[int], tf.data.Dataset],
+        steps: int,
+        epoch_steps: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> bool:
+        """Train a compiled model up to ``steps`` iterations, and save it to ``<phase>.keras``.
+
+        A run resumed from any step ends with the very weights of an uninterrupted one, and
+        logs the same epochs (an epoch that was interrupted with the mean loss of the steps
+        since).  Ctrl-C or SIGTERM, to any of several workers, finishes the step, saves the state
+        and returns; Ctrl-C after it raises KeyboardInterrupt at once, with the last checkpoint
+        whole.
+
+        Args:
+            phase: name of the files.
+            model: a ``DDE`` or ``Generator``; of its ``steps_per_execution`` the largest common
+                divisor with an epoch's steps counts.
+            stream: ``stream(k)`` is the infinite dataset of batches from number k on.
+            steps: iterations in all.
+            epoch_steps: iterations of an epoch, after which losses are logged and the state
+                is saved.
+            callbacks: more callbacks.
+
+        Returns:
+            False if Ctrl-C or SIGTERM ended it, True if it is complete.
+
+        Raises:
+            RunError: the checkpoint is damaged, or of another model.
+            DivergedError: the loss or a weight stopped being finite.
+        """
+        checkpoint = Checkpoint(self / "checkpoint" / f"{phase}.weights.h5")
+        group = model.steps_per_execution
+        log = _Log(self / f"{phase}.csv")
+        load = self.resume and checkpoint.path.exists()
+        with Interrupt(model.distribute_strategy) as interrupt:
+            while True:
+                if load:
+                    # Also after each `fit`, whose end puts the optimizer's averages (`use_ema`)
+                    # in place of the weights: the checkpoint has the weights to go on from.
+                    _load(model, checkpoint.path)
+                start = int(model.optimizer.iterations.numpy())
+                interrupted = interrupt.anywhere()
+                if start >= steps or interrupted:
+                    break
+                # One `fit` for all whole epochs; one for the rest of an epoch that was
+                # interrupted, and for a last epoch that is shorter than the others.
+                epoch, done = divmod(start, epoch_steps)
+                whole = 0 if done else (steps - start) // epoch_steps
+                part = epoch_steps if whole else min(epoch_steps - done, steps - start)
+                model.group_steps(math.gcd(group, part))
+                model.fit(
+                    stream(start),
+                    initial_epoch=epoch,
+                    epochs=epoch + max(whole, 1),
+                    steps_per_epoch=part,
+                    # No bars in a log file.
+                    verbose=("auto" if sys.stdout.isatty() else 2) if self.chief else 0,
+                    callbacks=[
+                        log,
+                        *self._tensorboard(phase),
+                        *callbacks,
+                        checkpoint,
+                        interrupt,
+                    ],
+                )
+                load = True
+        model.group_steps(group)
+        if start > 0:  # the averages are zeros before
+            model.optimizer.finalize_variable_values(model.trainable_weights)
+        self.save(phase, model)
+        if interrupted and start < steps:
+            print(f"Interrupted at step {start} of {steps} ({phase}).")
+        return not interrupted
+
+    def save(self, name: str, model: keras.Model) -> None:
+        """Write ``<name>.keras``."""
+        with atomic(self / f"{name}.keras") as beside:
+            model.save(beside)
+
+    def _tensorboard(self, phase: str) -> list[keras.callbacks.Callback]:
+        if importlib.util.find_spec("tensorboard") is None:
+            return []
+        return [keras.callbacks.TensorBoard(self / "tensorboard" / phase, write_graph=False)]
+
+
+class _Log(keras.callbacks.Callback):
+    """The losses of each epoch in a CSV file.
+
+    Unlike ``keras.callbacks.CSVLogger`` it replaces the rows of epochs that are trained again
+    after a resume, and leaves no half-written line and no open file, whatever ends the training.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as f:
+                rows = [row for row in csv.DictReader(f) if int(row["epoch"]) < epoch]
+        rows.append({"epoch": epoch, **(logs or {})})
+        with atomic(self.path) as beside, beside.open("w", newline="") as f:
+            writer = csv.DictWriter(f, rows[-1])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _load(model: keras.Model, path: Path) -> None:
+    """Load a checkpoint, or tell in a sentence why not."""
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns when it could not load some of the weights.
+            warnings.simplefilter("error", UserWarning)
+            check_seal(path)
+            model.load_weights(path)
+    except Exception as error:  # whatever h5py and Keras raise at a bad file
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RunError(
+            f"The checkpoint {path} is damaged, or of another model ({reason}): put back a copy "
+            "of it, or remove it to train from the start."
+        ) from error
+
+
+def _arguments(config: Path) -> dict[str, Any]:
+    try:
+        arguments = read_object(config).get("arguments")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RunError(
+            f"{config} is damaged: it must hold a JSON object with the run's arguments. Choose "
+            "another --output to start anew."
+        )
+    return arguments
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    for name in sorted((old.keys() | new.keys()) - {"output", "resume"}):
+        if old.get(name) != new.get(name):
+            raise RunError(
+                f"The run in {folder} was started with {name} = {old.get(name)!r}, not "
+                f"{new.get(name)!r}: resume it with the same arguments, or choose another --output."
+            )

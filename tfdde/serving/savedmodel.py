@@ -1,0 +1,94 @@
+"""Export to a TensorFlow SavedModel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdde.models.dde import DDE
+from tfdde.models.generator import Generator
+from tfdde.serving import metadata
+from tfdde.serving.signatures import BOUND, Sampler, _functions, _save
+from tfdde.serving.verify import Errors, verify
+from tfdde.serving.warmup_requests import write_warmup
+from tfdde.utils import random
+from tfdde.utils.files import atomic_folder
+
+
+def export_savedmodel(
+    base: str | os.PathLike,
+    density: DDE,
+    generator: Generator | None = None,
+    run: str | os.PathLike | None = None,
+) -> tuple[Path, Errors]:
+    """Write a TensorFlow SavedModel in the folder layout of TensorFlow Serving.
+
+    ``sample`` returns the numbers of ``generator.sample(num, seed)``, and ``sample_rows`` those of
+    ``generator.sample(1, seed)`` for each of its seeds, in [0, 2**31).  The default signature is
+    ``log_density``.  Nothing is compiled by XLA, so any server can run it.
+
+    ``assets.extra`` holds ``metadata.json`` and ``model_card.md``, and, if tensorflow-serving-api
+    is installed, requests by which TensorFlow Serving warms up.
+
+    Args:
+        base: the model's folder; the artifact becomes its next version, ``base/1`` at first.
+        density: the trained density.
+        generator: a generator of data of the same shape.
+        run: the run folder, for the metadata to tell of the training.
+
+    Returns:
+        The folder written, and the measured error of each signature as a share of the
+        largest value (``log_density_nats``: of the log-density in nats).
+
+    Raises:
+        ValueError: density and generator do not fit together, or a file in ``run`` is damaged.
+        ExportError: the artifact disagrees with Keras; nothing is left at ``base``.
+    """
+    base = Path(base)
+    seed = tf.TensorSpec((), tf.int64, name="seed")
+    samplers: dict[str, Sampler] = {
+        "sample": (random.latents, [tf.TensorSpec((), tf.int32, name="num"), seed]),
+        "sample_rows": (_latent_rows, [tf.TensorSpec((None,), tf.int64, name="seed")]),
+    }
+    functions = _functions(density, generator, samplers)
+    functions["serving_default"] = functions["log_density"]
+    versions = [int(p.name) for p in base.glob("*") if p.name.isdecimal()]
+    path = base / str(max(versions, default=0) + 1)
+
+    def drawn(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], Any]]:
+        assert generator is not None
+        dim = generator.latent_dim
+        z = random.latents(dim, count, seed)
+        yield "sample", {"num": np.int32(count), "seed": np.int64(seed)}, z
+        seeds = (seed - np.arange(count)) % 2**31
+        z = tf.concat([z[:0], *(random.latents(dim, 1, s) for s in seeds.tolist())], axis=0)
+        yield "sample_rows", {"seed": seeds}, z
+
+    with atomic_folder(path) as beside:
+        _save(functions, density, generator, beside)
+        # Held in a name: its functions lose their variables when the module is collected.
+        loaded = tf.saved_model.load(os.fspath(beside))
+
+        def call(name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+            return loaded.signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
+
+        errors = verify(call, density, generator, drawn, BOUND)
+        about = metadata.facts(density, generator, functions, errors, BOUND, run)
+        extra = beside / "assets.extra"
+        extra.mkdir()
+        (extra / metadata.FACTS).write_text(metadata.text(about), "utf-8")
+        (extra / metadata.CARD).write_text(metadata.card(about), "utf-8")
+        write_warmup(extra, base.name, functions)
+    return path, errors
+
+
+def _latent_rows(dim: int, seeds: tf.Tensor) -> tf.Tensor:
+    """The latent of ``Generator.sample(1, seed)`` for each of the seeds (rows,)."""
+    # Not tf.vectorized_map, which fails for no rows.
+    row = tf.TensorSpec((dim,), tf.float32)
+    return tf.map_fn(lambda seed: random.latents(dim, 1, seed)[0], seeds, fn_output_signature=row)

@@ -1,0 +1,132 @@
+"""Export to TFLite."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdde.models.dde import DDE
+from tfdde.models.generator import Generator
+from tfdde.serving import metadata
+from tfdde.serving.signatures import BOUND, Sampler, _functions, _save
+from tfdde.serving.tflite_random import counter_normal
+from tfdde.serving.verify import Errors, ExportError, verify
+from tfdde.utils.checks import check_integer
+from tfdde.utils.files import atomic
+
+FLOAT16_BOUND = 1e-2  # the same of one whose weights are rounded to float16
+
+
+def export_tflite(
+    path: str | os.PathLike,
+    density: DDE,
+    generator: Generator | None = None,
+    run: str | os.PathLike | None = None,
+    *,
+    float16: bool = False,
+    batch_size: int | None = None,
+) -> tuple[Path, Errors]:
+    """Write a TFLite file of several signatures that needs builtin operations only.
+
+    ``sample`` draws by ``counter_normal``: z ~ N(0, I) too, but other numbers than Keras's,
+    whose generator TFLite lacks.  ``<path>.json`` and ``<path>.md`` are metadata and model card.
+
+    Args:
+        path: the file, replaced if it exists.
+        density: the trained density.
+        generator: a generator of data of the same shape.
+        run: the run folder, for the metadata to tell of the training.
+        float16: round the weights to float16, which halves the file.  The errors may then be
+            up to ``FLOAT16_BOUND`` of the largest value.
+        batch_size: rows of every call; by default any number.  Runtimes in browsers need it
+            fixed.  ``sample`` then makes so many rows and has no input ``num``.
+
+    Returns:
+        The file written, and the measured errors as of ``export_savedmodel`` (``sample``:
+        against TensorFlow running the same sampler).
+
+    Raises:
+        ValueError: density and generator do not fit together, ``batch_size`` is out of range,
+            or a file in ``run`` is damaged.
+        ImportError: ai-edge-litert, which verifies the file, is not installed.
+        ExportError: a layer has no builtin operation in TFLite, or the file disagrees with
+            Keras; nothing is left at ``path``.
+    """
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise ImportError("TFLite export needs ai-edge-litert: pip install 'tfdde[lite]'.")
+    if batch_size is not None:
+        check_integer(batch_size, "batch_size")
+    path = Path(path)
+    bound = FLOAT16_BOUND if float16 else BOUND
+
+    def latent(dim: int, *given: tf.Tensor) -> tf.Tensor:
+        num, seed = given if batch_size is None else (tf.constant(batch_size), *given)
+        return counter_normal(num, dim, seed)
+
+    num = [] if batch_size else [tf.TensorSpec((), tf.int32, name="num")]
+    seed = tf.TensorSpec((), tf.int32, name="seed")
+    samplers: dict[str, Sampler] = {"sample": (latent, [*num, seed])}
+    functions = _functions(density, generator, samplers, batch_size)
+
+    def drawn(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], Any]]:
+        assert generator is not None
+        inputs = {"num": np.int32(count), "seed": np.int32(seed)}
+        z = counter_normal(tf.constant(count), generator.latent_dim, tf.constant(seed))
+        yield "sample", {spec.name: inputs[spec.name] for spec in samplers["sample"][1]}, z
+
+    content = _convert(functions, density, generator, float16)
+    with atomic(path) as beside:
+        beside.write_bytes(content)
+        runners = _lite_runners(beside)
+        errors = verify(
+            lambda name, inputs: runners[name](**inputs),
+            density,
+            generator,
+            drawn,
+            bound,
+            batch_size,
+            "; export it without float16" if float16 else "",
+        )
+        about = metadata.facts(density, generator, functions, errors, bound, run)
+        about |= {"weights": "float16" if float16 else "float32", "batch_size": batch_size}
+        for ending, text in ((".json", metadata.text(about)), (".md", metadata.card(about))):
+            with atomic(path.with_name(path.name + ending)) as description:
+                description.write_text(text, "utf-8")
+    return path, errors
+
+
+def _convert(
+    functions: dict[str, Any], density: DDE, generator: Generator | None, float16: bool
+) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        _save(functions, density, generator, folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions])
+        if float16:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            return converter.convert()
+        except Exception as error:  # its ConverterError is not public
+            missing = sorted(set(re.findall(r"\btf\.[A-Z]\w+", str(error))))
+            raise ExportError(
+                f"TFLite has no builtin operation for {', '.join(missing) or 'this model'}: "
+                "build the networks of the layers that tfdde.networks uses (a sum is a "
+                "ResidualSum, not Add)."
+            ) from error
+
+
+def _lite_runners(path: Path) -> dict[str, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=os.fspath(path))
+    return {
+        name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()
+    }

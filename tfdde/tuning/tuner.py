@@ -1,0 +1,241 @@
+"""A keras-tuner search over sigma by normalised held-out log-likelihood.
+
+The denoising loss can't choose sigma: it falls with sigma, whatever the data.  The likelihood can,
+but only if it is normalised, so that a trial ends with log Z and fails if that can't be trusted.
+
+>>> from tfdde.tuning.search import OBJECTIVE, Densities, LikelihoodTuner
+>>> oracle = keras_tuner.oracles.BayesianOptimizationOracle(OBJECTIVE, max_trials=20)
+>>> tuner = LikelihoodTuner(oracle, Densities(x, sigma=(0.02, 1.0)), directory="search")
+>>> tuner.search(x, validation_data=x_validation, epochs=40)
+>>> dde = tuner.get_best_models()[0]  # normalised
+
+Run again with the same ``directory`` it goes on where it was.  With keras-tuner's environment
+variables (KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT) a chief hands out the
+trials and any number of workers run them; they share the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdde.models.dde import DDE
+from tfdde.models.trainer import DivergedError
+from tfdde.partition.result import LogPartition
+from tfdde.tuning.curve import OverfittingWarning, ladder_starts, overfitting, split
+from tfdde.tuning.hypermodel import Densities, keras_tuner
+from tfdde.utils.checks import check_integer, check_rows
+from tfdde.utils.files import atomic
+from tfdde.utils.statistics import mean_and_error
+
+__all__ = ["OBJECTIVE", "Densities", "LikelihoodTuner"]
+OBJECTIVE = keras_tuner.Objective("log_likelihood", "max")
+COMPARED = 5_000  # training rows that over-fitting is judged by
+
+
+class LikelihoodTuner(keras_tuner.Tuner):
+    """Trains a density for each trial, normalises it, and ranks it by held-out log-likelihood.
+
+    A trial reports ``log_likelihood``, the mean over the validation rows in nats, its
+    ``standard_error`` of rows and log Z in quadrature, and ``trained``, the epochs until the lowest
+    validation loss.  It fails with ``FailedTrialError`` if log Z
+    can't be trusted or the training diverges.  ``get_best_models`` returns densities that are
+    normalised; the folder of each trial has its as ``density.keras``.
+
+    Of few rows a fifth is too few to choose by: without ``validation_data`` each trial trains one
+    density for each of ``folds`` parts of the rows, on the others, so that every row is held out
+    once, and takes the length of training of the highest likelihood.  ``density.keras`` is then
+    that without the first part; ``refit`` trains on all rows.
+
+    Args:
+        oracle: of keras-tuner, with ``OBJECTIVE``: ``RandomSearchOracle``,
+            ``BayesianOptimizationOracle``, ``HyperbandOracle`` or another.
+        hypermodel: ``Densities``, or another ``keras_tuner.HyperModel``, or a function of the
+            hyperparameters that returns a compiled ``DDE``.
+        partition: arguments of ``DDE.log_partition``, as {"samples": 20_000}.
+        folds: parts of the rows, for a search without ``validation_data``.
+        seed: of weights drawn in ``build``, the same in all trials.
+        kwargs: of ``keras_tuner.Tuner``: ``directory``, ``project_name``, ``overwrite``,
+            ``distribution_strategy``.
+    """
+
+    def __init__(
+        self,
+        oracle: Any,
+        hypermodel: Any,
+        *,
+        partition: dict[str, Any] | None = None,
+        folds: int = 5,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        if getattr(oracle.objective, "name", None) != OBJECTIVE.name:
+            raise ValueError(
+                f"`oracle` must have the objective tfdde.tuning.search.OBJECTIVE, got "
+                f"{oracle.objective!r}."
+            )
+        self.partition = {"samples": 5_000} | (partition or {})
+        self.folds = check_integer(folds, "folds", 2)
+        self.seed = seed
+        super().__init__(oracle, hypermodel, **kwargs)
+
+    def search(self, x: Any, *, validation_data: Any = None, **kwargs: Any) -> None:
+        """Run the trials that are left.
+
+        Args:
+            x: training rows, (rows, n), in the data's own units.
+            validation_data: held-out rows; None: each of ``folds`` parts of ``x`` in turn.
+            kwargs: of the hypermodel's ``fit``, such as ``epochs`` and ``verbose``.
+
+        Raises:
+            ValueError: wrong rows.
+            RuntimeError: as many trials in a row failed as the oracle allows.
+        """
+        # At once: an error in a trial is one trial that failed.
+        rows = check_rows(x, "x", np.shape(x)[1:])
+        if validation_data is None:
+            if not isinstance(self.hypermodel, Densities) or isinstance(
+                self.oracle, keras_tuner.oracles.HyperbandOracle
+            ):
+                raise ValueError(
+                    "`validation_data` may be None only for `Densities`, and not with Hyperband."
+                )
+            split(rows, self.folds, self.seed)
+        else:
+            validation_data = check_rows(validation_data, "validation_data", rows.shape[1:])
+        super().search(rows, validation_data=validation_data, **kwargs)
+
+    def run_trial(self, trial: Any, x: Any, *, validation_data: Any, **kwargs: Any) -> dict:
+        """Train, normalise and evaluate one density, or one a fold; arguments as of ``search``."""
+        run = self._validate if validation_data is not None else self._cross_validate
+        try:
+            result, held_out, training = run(trial, x, validation_data, **kwargs)
+        except DivergedError as diverged:
+            raise keras_tuner.errors.FailedTrialError(str(diverged)) from diverged
+        if message := overfitting(training, held_out):
+            warnings.warn(f"trial {trial.trial_id}: {message}", OverfittingWarning, stacklevel=2)
+        return result
+
+    def _validate(
+        self, trial: Any, x: Any, validation_data: Any, **kwargs: Any
+    ) -> tuple[dict, np.ndarray, np.ndarray]:
+        hp, strategy = trial.hyperparameters, self.distribution_strategy
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(self.seed)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            model = self.hypermodel.build(hp)
+        if "tuner/epochs" in hp.values:  # Hyperband's
+            kwargs["epochs"] = hp.values["tuner/epochs"]
+            kwargs["initial_epoch"] = hp.values["tuner/initial_epoch"]
+        if "tuner/trial_id" in hp.values:
+            model.load_weights(self._folder(hp.values["tuner/trial_id"]) / "state.weights.h5")
+        history = self.hypermodel.fit(hp, model, x, validation_data=validation_data, **kwargs)
+        held_out, training, found = self._read(model, x, validation_data)
+        if not found.trusted:
+            raise keras_tuner.errors.FailedTrialError(f"log Z can't be trusted: {found}")
+        folder = self._folder(trial.trial_id)
+        with atomic(folder / "state.weights.h5") as beside:
+            model.save_weights(beside)
+        with atomic(folder / "density.keras") as beside:
+            model.save(beside)
+        mean, error = mean_and_error(held_out, found.standard_error)
+        result = {"log_likelihood": mean, "standard_error": error}
+        losses = getattr(history, "history", {}).get("val_loss")
+        if losses:
+            result["trained"] = kwargs.get("initial_epoch", 0) + int(np.argmin(losses)) + 1
+        return result, held_out, training
+
+    def _cross_validate(
+        self, trial: Any, x: Any, _: Any, *, epochs: int = 1, verbose: Any = "auto"
+    ) -> tuple[dict, np.ndarray, np.ndarray]:
+        parts = split(x, self.folds, self.seed)
+        shares = np.array([len(rows) for _, rows in parts]) / len(x)
+        folder = self._folder(trial.trial_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = []
+        for k, part in enumerate(parts):
+            keras.utils.clear_session()
+            keras.utils.set_random_seed(self.seed)
+
+            def read(model: DDE, epoch: int, k: int = k, part: Any = part) -> Any:
+                values = self._read(model, *part)
+                if not k:
+                    with atomic(folder / f"density-{epoch}.keras") as beside:
+                        model.save(beside)
+                return values
+
+            strategy = self.distribution_strategy
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                given = trial.hyperparameters, part[0], epochs
+                found.append(self.hypermodel.follow(*given, read, verbose))
+        results = {}
+        for stop in found[0]:
+            held_out, training, partitions = zip(*(each[stop] for each in found), strict=True)
+            if all(z.trusted for z in partitions):
+                values = np.concatenate(held_out)
+                log_z = float(np.linalg.norm(shares * [z.standard_error for z in partitions]))
+                mean, error = mean_and_error(values, log_z)
+                result = {"log_likelihood": mean, "standard_error": error, "trained": stop}
+                results[stop] = result, values, np.concatenate(training)
+        if not results:
+            untrusted = next(z for z in partitions if not z.trusted)
+            raise keras_tuner.errors.FailedTrialError(
+                f"log Z can't be trusted in a fold: {untrusted}"
+            )
+        best = max(results, key=lambda stop: results[stop][0]["log_likelihood"])
+        for stop in found[0]:
+            path = folder / f"density-{stop}.keras"
+            path.replace(folder / "density.keras") if stop == best else path.unlink()
+        return results[best]
+
+    def _read(
+        self, model: DDE, x: Any, held_out: Any
+    ) -> tuple[np.ndarray, np.ndarray, LogPartition]:
+        """Log-densities of held-out and training rows, and log Z."""
+        found = self._normalise(model, ladder_starts(x, held_out))
+        held_out, training = (
+            model.log_density(rows, normalized=False).numpy().astype(np.float64) - found.value
+            for rows in (held_out, x[:COMPARED])
+        )
+        return held_out, training, found
+
+    def _normalise(self, model: DDE, rows: Any) -> LogPartition:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This estimate can't be trusted")
+            model.log_partition(rows, **self.partition)
+        assert model.partition is not None  # what it found
+        return model.partition
+
+    def refit(self, x: Any, **kwargs: Any) -> DDE:
+        """The best trial's density trained again, normalised, on training and held-out rows.
+
+        Worth it if rows are few: a fifth more of them can matter more than what was searched.
+
+        Args:
+            x: all rows but those of the test, (rows, n).
+            kwargs: ``epochs``, as given to ``search``, and ``verbose``.
+
+        Raises:
+            ValueError: wrong rows, or log Z can't be trusted.
+        """
+        trial = self.oracle.get_best_trials()[0]
+        hp = trial.hyperparameters
+        kwargs["epochs"] = hp.values.get("tuner/epochs", kwargs.get("epochs", 1))
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(self.seed)
+        model = self.hypermodel.refit(hp, x, int(trial.metrics.get_best_value("trained")), **kwargs)
+        if not (found := self._normalise(model, x)).trusted:
+            raise ValueError(f"log Z can't be trusted after `refit`: {found}")
+        return model
+
+    def _folder(self, trial_id: str) -> Path:
+        return Path(self.get_trial_dir(trial_id))
+
+    def load_model(self, trial: Any) -> DDE:
+        """The normalised density of a completed trial."""
+        return keras.models.load_model(self._folder(trial.trial_id) / "density.keras")

@@ -1,0 +1,198 @@
+"""Checks of user input: each error names the argument, the value and what was expected."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def check_integer(value: Any, name: str, minimum: int = 1) -> int:
+    """Return ``value`` as an int >= ``minimum`` or raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}.")
+    return int(value)
+
+
+def check_positive(value: Any, name: str) -> float:
+    """Return ``value`` as a float, or raise ValueError unless it is finite and > 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}.")
+    return float(value)
+
+
+def _describe(shape: tuple[int, ...]) -> str:
+    return f"(rows, {', '.join(map(str, shape))})"
+
+
+def check_rows(x: Any, name: str, shape: tuple[int, ...], allow_empty: bool = False) -> np.ndarray:
+    """Return ``x`` as a finite float32 array of shape (rows, *shape).
+
+    Raises:
+        ValueError: not numeric, wrong rank or width, no rows, NaN or infinity.
+    """
+    try:
+        array = np.asarray(x)
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise TypeError(f"dtype {array.dtype}")
+        array = np.asarray(array, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be an array of numbers of shape {_describe(shape)}: {error}."
+        ) from None
+    if array.ndim != len(shape) + 1:
+        raise ValueError(
+            f"`{name}` must have rank {len(shape) + 1}, shape {_describe(shape)}, "
+            f"got rank {array.ndim}, shape {array.shape}."
+        )
+    if array.shape[1:] != tuple(shape):
+        raise ValueError(f"`{name}` must have shape {_describe(shape)}, got {array.shape}.")
+    if len(array) == 0 and not allow_empty:
+        raise ValueError(f"`{name}` is empty: expected at least one row, got shape {array.shape}.")
+    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    if not finite.all():
+        rows = np.flatnonzero(~finite)
+        raise ValueError(
+            f"`{name}` must be finite, got NaN or infinity in {len(rows)} of {len(array)} rows, "
+            f"the first at row {rows[0]}."
+        )
+    return array
+
+
+def check_pixels(x: np.ndarray, name: str, margin: float = 0.0) -> np.ndarray:
+    """Return images ``x``, or raise ValueError unless their pixels are scaled to [0, 1].
+
+    ``margin`` is how far beyond [0, 1] noise may have taken them.
+    """
+    if x.ndim == 4 and x.size:
+        low, high = float(x.min()), float(x.max())
+        if low < -margin or high > 1 + margin:
+            raise ValueError(
+                f"`{name}` must hold pixels scaled to [0, 1], got values in [{low:g}, {high:g}]; "
+                "divide 8-bit pixels by 255."
+            )
+    return x
+
+
+def check_conditions(
+    conditions: Any, width: int, rows: int | None, name: str = "conditions", single: bool = False
+) -> np.ndarray | None:
+    """Return ``conditions`` as a finite float32 array (rows, width), or None if ``width`` is 0.
+
+    Args:
+        conditions: what the user gave, None for nothing.
+        width: entries of a condition that the model takes, 0 for a model without any.
+        rows: how many there must be, None if that is not known.
+        name: of the argument.
+        single: one row will do for all.
+
+    Raises:
+        ValueError: conditions for a model that takes none, or none for one that does; not
+            numeric, wrong rank, width or number of rows, NaN or infinity.
+    """
+    if conditions is None and not width:
+        return None
+    if not width:
+        raise ValueError(
+            f"`{name}` must be None, since the network has no input `condition` (tfdde.networks "
+            f"make one with conditions=k), got shape {np.shape(conditions)}."
+        )
+    if conditions is None:
+        raise ValueError(
+            f"`{name}` must have shape (rows, {width}), as the network's input `condition` has "
+            "it, got None."
+        )
+    if getattr(conditions, "ndim", width) == 1:
+        raise ValueError(
+            f"`{name}` must have rank 2, shape (rows, {width}), got shape {conditions.shape}; "
+            "labels become such rows by keras.utils.to_categorical."
+        )
+    array = check_rows(conditions, name, (width,), allow_empty=True)
+    if rows is not None and len(array) != rows and not (single and len(array) == 1):
+        expected = f"{rows} rows, one for each of the data" + (", or one for all" * single)
+        raise ValueError(f"`{name}` must have {expected}, got {len(array)}.")
+    return array
+
+
+def check_dataset(dataset: Any, name: str, shape: tuple[int, ...], width: int = 0) -> None:
+    """Raise ValueError unless a tf.data dataset yields batches (rows, *shape) of floats.
+
+    With ``width``, pairs of them and of conditions (rows, width).
+    """
+    spec = dataset.element_spec
+    specs = spec if isinstance(spec, tuple) else (spec,)
+    shapes = [shape, (width,)] if width else [shape]
+    if len(specs) != len(shapes) or not all(isinstance(s, tf.TensorSpec) for s in specs):
+        # A distributed dataset wraps the specs of its replicas; the step itself will check.
+        if isinstance(dataset, tf.data.Dataset):
+            expected = f"one tensor of shape {_describe(shape)}, without labels"
+            if width:
+                expected = f"pairs of rows {_describe(shape)} and conditions (rows, {width})"
+            raise ValueError(f"`{name}` must yield {expected}, got elements of {spec}.")
+        return
+    for each, expected_shape in zip(specs, shapes, strict=True):
+        if not each.dtype.is_floating:
+            raise ValueError(f"`{name}` must yield floating-point batches, got {each.dtype.name}.")
+        if not each.shape.is_compatible_with((None, *expected_shape)):
+            raise ValueError(
+                f"`{name}` must yield batches of shape {_describe(expected_shape)}, got "
+                f"{each.shape}; is `.batch(...)` missing?"
+            )
+
+
+def as_batch(data: Any, shape: tuple[int, ...], width: int = 0) -> list[tf.Tensor]:
+    """The float32 batch in what `fit` hands to a step, x, (x,) or (x, None, None): [x].
+
+    With ``width`` entries of a condition it hands over (x, conditions), which are returned.
+    """
+    parts = list(data) if isinstance(data, tuple | list) else [data]
+    shapes = [shape, (width,)] if width else [shape]
+    if any(part is not None for part in parts[len(shapes) :]):
+        raise ValueError("Training data must be rows alone, without labels or weights.")
+    if len(parts) < len(shapes) or parts[len(shapes) - 1] is None:
+        raise ValueError(f"Training data must be rows with conditions of shape (rows, {width}).")
+    return [
+        tf.ensure_shape(tf.cast(part, tf.float32), (None, *each))
+        for part, each in zip(parts, shapes, strict=False)
+    ]
+
+
+def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> Any:
+    """Float32 rows to evaluate a model at: arrays are checked, tensors (also symbolic) pass."""
+    if tf.is_tensor(x):
+        if not x.shape.is_compatible_with((None, *shape)):
+            raise ValueError(
+                f"`{name}` must have shape (rows, {', '.join(map(str, shape))}), got {x.shape}."
+            )
+        return tf.cast(x, tf.float32)
+    return check_rows(x, name, shape, allow_empty=True)
+
+
+def to_conditions(conditions: Any, width: int, x: Any) -> list[Any]:
+    """The conditions of the rows ``x``, one row for all repeated: [array or tensor], or [].
+
+    Tensors pass (also symbolic ones), arrays are checked; ``width`` 0 means that the model takes
+    none.
+    """
+    rows = x.shape[0]
+    if width and tf.is_tensor(conditions):
+        if not any(conditions.shape.is_compatible_with((n, width)) for n in (rows, 1)):
+            raise ValueError(
+                f"`conditions` must have shape ({rows or 'rows'}, {width}), or (1, {width}) for "
+                f"all rows alike, got {conditions.shape}."
+            )
+        conditions = tf.cast(conditions, tf.float32)
+    else:
+        conditions = check_conditions(conditions, width, rows, single=True)
+    if conditions is None:
+        return []
+    if conditions.shape[0] != 1:
+        return [conditions]
+    if rows is None or tf.is_tensor(conditions):
+        return [tf.broadcast_to(conditions, (tf.shape(x)[0], width))]
+    return [np.repeat(conditions, rows, axis=0)]

@@ -1,0 +1,64 @@
+"""Files that are never half-written, and JSON objects read with a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what storage says
+
+
+class atomic:  # noqa: N801, used like a function
+    """Context manager: a path beside ``path`` to write to, renamed to it on success.
+
+    The temporary name keeps the ending, on which Keras's formats depend.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.beside = self.path.with_name(f".{os.getpid()}.{self.path.name}")
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.beside
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None:
+            with open(self.beside, "rb") as f:
+                os.fsync(f.fileno())
+            os.replace(self.beside, self.path)
+        else:
+            self.beside.unlink(missing_ok=True)
+            if isinstance(value, OSError) and value.errno in FULL:
+                # h5py's message has many lines, and not this name.
+                raise OSError(value.errno, os.strerror(value.errno), str(self.path)) from value
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write to, renamed to it on success and removed otherwise."""
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield beside
+        os.rename(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or ValueError in one sentence."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can't be read as a JSON object: {error}.") from None
+    return content
