@@ -58,7 +58,7 @@ def _noisy(x, sigma, seed, stream):
     return x + np.float32(sigma) * rng.standard_normal(x.shape, np.float32)
 
 
-def _kernel_log_density(rows, x, bandwidths):
+def kernel_log_density(rows, x, bandwidths):
     """Gaussian kernel density of ``rows`` at ``x`` for each bandwidth: float64 (bandwidths, m).
 
     The same as scikit-learn's ``KernelDensity``, whose tree takes one to two minutes for 10,000
@@ -90,7 +90,7 @@ def kde(x_train, x_validation, seconds, sigma, seed):
     low, high = 0.01, 2.0
     for _ in range(3):
         grid = np.geomspace(low, high, 10)
-        values = _kernel_log_density(rows, held_out, grid).mean(axis=1)
+        values = kernel_log_density(rows, held_out, grid).mean(axis=1)
         best = int(values.argmax())
         low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
         if clock.share > 0.5:
@@ -98,7 +98,7 @@ def kde(x_train, x_validation, seconds, sigma, seed):
     bandwidth = float(grid[best])
 
     def log_density(x):
-        return _kernel_log_density(rows, scale(x), [bandwidth])[0] + scale.log_jacobian
+        return kernel_log_density(rows, scale(x), [bandwidth])[0] + scale.log_jacobian
 
     return log_density, {"bandwidth": bandwidth, "seconds": clock.elapsed}
 
@@ -312,7 +312,6 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     the validation rows.
     """
     import keras
-    import tensorflow as tf
 
     import tfdde
     from tfdde.partition import ladder
@@ -338,9 +337,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     found = ladder.ladder(dde.at, starts, levels, samples=samples, moves=MOVES, seed=seed)
 
     def at_level(x, log_z):
-        level = tf.constant(log_z.sigma, tf.float32)
-        chunks = [x[i : i + 5_000] for i in range(0, len(x), 5_000)]
-        s = np.concatenate([dde._log_density(tf.constant(c), level).numpy() for c in chunks])
+        s = dde.log_density(x, log_z.sigma, normalized=False).numpy()
         return s.astype(np.float64) - log_z.value
 
     log_z = found[0]

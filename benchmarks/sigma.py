@@ -74,7 +74,7 @@ def measure(name, count, seed, search_few=False):
         "silverman": (count * (n + 2) / 4) ** (-1 / (n + 4)),
         "scott": count ** (-1 / (n + 4)),
     }
-    kernel = peers._kernel_log_density(rows, test, [*GRID, *bandwidths.values()])
+    kernel = peers.kernel_log_density(rows, test, [*GRID, *bandwidths.values()])
     kernel += scale.log_jacobian
     kernel, ruled = kernel[: len(GRID)], kernel[len(GRID) :]
     best = int(kernel.mean(axis=1).argmax())

@@ -19,7 +19,7 @@ from tfdde.networks.fixed_condition import fix, repeated
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import Constant, LogUniform, Noise, check_level
 from tfdde.partition.estimate import estimate, rows_by_condition
-from tfdde.partition.evaluator import CHUNK, Evaluator
+from tfdde.partition.evaluator import CHUNK, Evaluator, LogDensity
 from tfdde.partition.result import LogPartition, LogPartitions
 from tfdde.utils import random
 from tfdde.utils.checks import (
@@ -145,7 +145,6 @@ class DDE(Trainer):
         self.seed = random.check_seed(seed)
         self.partition: LogPartition | None = None
         self.partitions: LogPartitions | None = None
-        self._objective: Callable = self.at
         self.loss_tracker = keras.metrics.Mean(name="loss")
         if normalization is not None and not normalization.built:
             normalization.build((None, *self.data_shape))
@@ -223,18 +222,7 @@ class DDE(Trainer):
             "jit_compile": jit_compile,
         }
         self.optimizer.build(self.network.trainable_variables)
-        self.prepare(self.maybe_jit)
-
-    def prepare(self, compiler: Callable, under: Callable | None = None) -> None:
-        """Trace loss and gradients through ``compiler``, of the model that trains this one.
-
-        With ``under``, a log-density of (x, sigma, *condition), the network is trained to
-        correct that one instead of the base.
-        """
-        self._objective = self.at
-        if under is not None:
-            self._objective = lambda *given: self.correction(*given) + under(*given)
-        self._gradients = compiler(self._loss_and_gradients)
+        self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
 
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """s(x) at the final noise level, in the data's own units, shape (batch,)."""
@@ -274,10 +262,10 @@ class DDE(Trainer):
         if self.normalization is None:
             return s
         # Of shape (batch, 1), since TFLite lacks the gradient of "+" with a dynamic batch.
-        scale = tf.reshape(self._log_scale(), (1,))
+        scale = tf.reshape(self.log_scale(), (1,))
         return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), scale), axis=-1)
 
-    def _log_scale(self) -> tf.Tensor:
+    def log_scale(self) -> tf.Tensor:
         """Log of the Jacobian determinant of ``inside``: a scalar."""
         if self.normalization is None:
             return tf.constant(0.0)
@@ -286,43 +274,78 @@ class DDE(Trainer):
         return -tf.reduce_sum(tf.math.log(tf.maximum(tf.sqrt(each), keras.config.epsilon())))
 
     def row_losses(
-        self, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor
+        self,
+        x: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        *condition: tf.Tensor,
+        under: LogDensity | None = None,
     ) -> tf.Tensor:
         """The loss of each standardised row: eq. 10 times sigma**2 / n, shape (batch,).
 
         With ``LogUniform`` noise and a ``time_weight``, its weighted mean with that of
         time-score matching.
+
+        Args:
+            x: rows, shape (batch, *data_shape).
+            epsilon: standard normal noise of the same shape.
+            sigma: noise level, shape () or (batch,).
+            condition: of the rows, for a conditional density.
+            under: log-density of (x, sigma, *condition) that the network is trained to correct,
+                instead of the base.
         """
+
+        def log_density(*given: tf.Tensor) -> tf.Tensor:
+            return self.at(*given) if under is None else self.correction(*given) + under(*given)
+
         if isinstance(self.noise, LogUniform) and self.time_weight:
             space, time = joint_loss(
-                lambda y, level: self._objective(y, level, *condition), x, epsilon, sigma
+                lambda y, level: log_density(y, level, *condition), x, epsilon, sigma
             )
             n = float(np.prod(self.data_shape))
             return (n * space + self.time_weight * time) / (n + self.time_weight)
-        return dde_loss(lambda y: self._objective(y, sigma, *condition), x, epsilon, sigma)
+        return dde_loss(lambda y: log_density(y, sigma, *condition), x, epsilon, sigma)
 
     def minimize(
-        self, x: tf.Tensor, optimizer: Any, sigma: tf.Tensor, *condition: tf.Tensor
+        self,
+        loss_and_gradients: Callable,
+        x: tf.Tensor,
+        optimizer: Any,
+        sigma: tf.Tensor,
+        *condition: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step of ``optimizer`` on eq. 10 at noise level ``sigma``, in replica context.
+        """One step of ``optimizer`` at noise level ``sigma``, in replica context.
+
+        Args:
+            loss_and_gradients: the method of that name, as the model that trains this one has
+                compiled it.
+            x, sigma, condition: as for ``row_losses``.
+            optimizer: of the network's weights.
 
         Returns:
             The sum of the losses of this replica's rows and their number.
         """
         local, total = global_count(x)
         epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Stream.DENSITY_NOISE)
-        loss, gradients = self._gradients(x, epsilon, sigma, total, *condition)
+        loss, gradients = loss_and_gradients(x, epsilon, sigma, total, *condition)
         optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
         return loss, local
 
-    def _loss_and_gradients(
+    def loss_and_gradients(
         self,
         x: tf.Tensor,
         epsilon: tf.Tensor,
         sigma: tf.Tensor,
         total: tf.Tensor,
         *condition: tf.Tensor,
+        under: LogDensity | None = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The sum of ``row_losses``, and the gradient in the network's weights of its share.
+
+        Args:
+            x, epsilon, sigma, condition, under: as for ``row_losses``.
+            total: number of rows in all replicas, which the sum is divided by.
+        """
         variables = self.network.trainable_variables
         if self.antithetic:
             x = tf.concat([x, x], axis=0)
@@ -330,7 +353,7 @@ class DDE(Trainer):
             sigma = tf.concat([sigma, sigma], axis=0) if sigma.shape.rank else sigma
             condition = tuple(tf.concat([c, c], axis=0) for c in condition)
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self.row_losses(x, epsilon, sigma, *condition))
+            loss = tf.reduce_sum(self.row_losses(x, epsilon, sigma, *condition, under=under))
             if self.antithetic:
                 loss /= 2.0
             scaled = loss / total
@@ -341,7 +364,7 @@ class DDE(Trainer):
         x = self.inside(x)
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
         sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Stream.DENSITY_LEVEL)
-        loss, count = self.minimize(x, self.optimizer, sigma, *condition)
+        loss, count = self.minimize(self._loss_and_gradients, x, self.optimizer, sigma, *condition)
         update_mean(self.loss_tracker, loss, count)
         return {"loss": self.loss_tracker.result()}
 

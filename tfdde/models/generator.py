@@ -175,8 +175,13 @@ class Generator(Trainer):
         if self.data_optimizer is not None:
             self.data_optimizer.build(self.data_dde.network.trainable_variables)
         self._descend = self.maybe_jit(self._loss_and_gradients)
-        self.data_dde.prepare(self.maybe_jit)
-        self.generated_dde.prepare(self.maybe_jit, self.data_dde.at if self.relative else None)
+        under = self.data_dde.at if self.relative else None
+
+        def of_generated(*given: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            return self.generated_dde.loss_and_gradients(*given, under=under)
+
+        self._of_data = self.maybe_jit(self.data_dde.loss_and_gradients)
+        self._of_generated = self.maybe_jit(of_generated)
 
     def call(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """g(z) or g(z, condition), shape (batch, *data_shape)."""
@@ -203,7 +208,9 @@ class Generator(Trainer):
         def update_data() -> None:
             assert self.data_optimizer is not None
             sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
-            loss, count = self.data_dde.minimize(x, self.data_optimizer, sigma, *condition)
+            loss, count = self.data_dde.minimize(
+                self._of_data, x, self.data_optimizer, sigma, *condition
+            )
             update_mean(self.data_loss_tracker, loss, count)
 
         def update_generated() -> None:
@@ -211,7 +218,9 @@ class Generator(Trainer):
             z = self._latent(rows, done, Stream.LATENT_DENSITY)
             sigma = self._level(rows, done, Stream.GENERATED_LEVEL)
             y = self.call(z, *condition)
-            loss, count = self.generated_dde.minimize(y, self.dde_optimizer, sigma, *condition)
+            loss, count = self.generated_dde.minimize(
+                self._of_generated, y, self.dde_optimizer, sigma, *condition
+            )
             update_mean(self.dde_loss_tracker, loss, count)
 
         if self.data_optimizer is not None:

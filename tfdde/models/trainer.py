@@ -37,7 +37,8 @@ class DivergedError(RuntimeError):
         )
 
 
-def _bad(values: dict[str, Any]) -> dict[str, float]:
+def not_finite(values: dict[str, Any]) -> dict[str, float]:
+    """Those of the values, by name, that are NaN or infinite."""
     return {name: float(v) for name, v in values.items() if not np.isfinite(v).all()}
 
 
@@ -45,7 +46,7 @@ class StopOnDivergence(keras.callbacks.Callback):
     """Raise ``DivergedError`` at the first step whose logs are not finite; `fit` adds it."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if bad := _bad(logs or {}):
+        if bad := not_finite(logs or {}):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdde.models.trainer import DivergedError, _bad
+from tfdde.models.trainer import DivergedError, not_finite
 from tfdde.utils.files import atomic
 
 
@@ -38,7 +38,7 @@ class Checkpoint(keras.callbacks.Callback):
     def save(self) -> None:
         """Write the state now."""
         weights = {w.path: w.numpy() for w in self.model.weights}
-        if bad := _bad({path: np.float64(np.sum(w)) for path, w in weights.items()}):
+        if bad := not_finite({path: np.float64(np.sum(w)) for path, w in weights.items()}):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
         with atomic(self.path) as beside:
             # Weights, and three more of each in Adam with averages, with HDF5's own bytes.

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.serving import metadata
-from tfdde.serving.signatures import BOUND, Sampler, _functions, _save
+from tfdde.serving.signatures import BOUND, Sampler, save_module, signatures
 from tfdde.serving.verify import Errors, verify
 from tfdde.serving.warmup_requests import write_warmup
 from tfdde.utils import random
@@ -55,7 +55,7 @@ def export_savedmodel(
         "sample": (random.latents, [tf.TensorSpec((), tf.int32, name="num"), seed]),
         "sample_rows": (_latent_rows, [tf.TensorSpec((None,), tf.int64, name="seed")]),
     }
-    functions = _functions(density, generator, samplers)
+    functions = signatures(density, generator, samplers)
     functions["serving_default"] = functions["log_density"]
     versions = [int(p.name) for p in base.glob("*") if p.name.isdecimal()]
     path = base / str(max(versions, default=0) + 1)
@@ -70,7 +70,7 @@ def export_savedmodel(
         yield "sample_rows", {"seed": seeds}, z
 
     with atomic_folder(path) as beside:
-        _save(functions, density, generator, beside)
+        save_module(functions, density, generator, beside)
         # Held in a name: its functions lose their variables when the module is collected.
         loaded = tf.saved_model.load(os.fspath(beside))
 

@@ -22,7 +22,7 @@ BOUND = 1e-5  # the largest error of an artifact, as a share of the largest valu
 Sampler = tuple[Callable[..., tf.Tensor], list[tf.TensorSpec]]
 
 
-def _functions(
+def signatures(
     density: DDE,
     generator: Generator | None,
     samplers: Mapping[str, Sampler],
@@ -54,8 +54,8 @@ def _functions(
         return {"score": density.score(x, conditions=conditions)}
 
     functions = {
-        "log_density": _traced(at, x, *condition),
-        "score": _traced(score, x, *condition),
+        "log_density": traced(at, x, *condition),
+        "score": traced(score, x, *condition),
     }
     if generator is not None:
         dim = generator.latent_dim
@@ -67,15 +67,16 @@ def _functions(
         def sampling(latent: Callable[..., tf.Tensor], count: int) -> Callable:
             return lambda *given: decode(latent(dim, *given[:count]), *given[count:])
 
-        functions["decode"] = _traced(decode, rows("z", dim), *condition)
+        functions["decode"] = traced(decode, rows("z", dim), *condition)
         for name, (latent, inputs) in samplers.items():
-            functions[name] = _traced(sampling(latent, len(inputs)), *inputs, *condition)
+            functions[name] = traced(sampling(latent, len(inputs)), *inputs, *condition)
     return functions
 
 
-def _save(
+def save_module(
     functions: dict[str, Any], density: DDE, generator: Generator | None, path: str | os.PathLike
 ) -> None:
+    """Write the signatures as a SavedModel that holds the models' weights."""
     module = tf.Module()
     # SavedModel tracks TensorFlow's variables, not the Keras ones around them.
     models = [density] if generator is None else [density, generator.generator]
@@ -83,5 +84,6 @@ def _save(
     tf.saved_model.save(module, os.fspath(path), signatures=functions)
 
 
-def _traced(function: Callable, *signature: tf.TensorSpec) -> Any:
+def traced(function: Callable, *signature: tf.TensorSpec) -> Any:
+    """The concrete function of these inputs."""
     return tf.function(function, input_signature=signature).get_concrete_function()

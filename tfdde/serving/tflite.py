@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.serving import metadata
-from tfdde.serving.signatures import BOUND, Sampler, _functions, _save
+from tfdde.serving.signatures import BOUND, Sampler, save_module, signatures
 from tfdde.serving.tflite_random import counter_normal
 from tfdde.serving.verify import Errors, ExportError, verify
 from tfdde.utils.checks import check_integer
@@ -74,7 +74,7 @@ def export_tflite(
     num = [] if batch_size else [tf.TensorSpec((), tf.int32, name="num")]
     seed = tf.TensorSpec((), tf.int32, name="seed")
     samplers: dict[str, Sampler] = {"sample": (latent, [*num, seed])}
-    functions = _functions(density, generator, samplers, batch_size)
+    functions = signatures(density, generator, samplers, batch_size)
 
     def drawn(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], Any]]:
         assert generator is not None
@@ -107,7 +107,7 @@ def _convert(
     functions: dict[str, Any], density: DDE, generator: Generator | None, float16: bool
 ) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        _save(functions, density, generator, folder)
+        save_module(functions, density, generator, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions])
         if float16:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -158,7 +158,7 @@ def select_sigma(
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # At the highest level, next to nothing of the data is left.
     found = ladder(dde.evaluator, inside(start), levels, samples, moves, seed)[:-1]
-    jacobian = 0.0 if dde.normalization is None else float(dde._log_scale())
+    jacobian = 0.0 if dde.normalization is None else float(dde.log_scale())
 
     def log_densities(rows: np.ndarray) -> list[np.ndarray]:
         flat = inside(rows).reshape(len(rows), -1)

@@ -161,9 +161,9 @@ def test_conditions_stay_with_their_rows():
     seen = []
 
     class Spy(tfdde.DDE):
-        def minimize(self, x, optimizer, sigma, condition):
+        def minimize(self, loss_and_gradients, x, optimizer, sigma, condition):
             seen.append((x.numpy(), condition.numpy()))
-            return super().minimize(x, optimizer, sigma, condition)
+            return super().minimize(loss_and_gradients, x, optimizer, sigma, condition)
 
     dde = Spy(networks.residual_mlp(2, 4, 1, conditions=2))
     dde.compile("sgd", run_eagerly=True)

@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 from tfdde import metrics
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")

@@ -107,9 +107,9 @@ def test_decay_trains_at_the_level_of_the_iteration():
     seen = []
 
     class Spy(tfdde.DDE):
-        def minimize(self, x, optimizer, sigma):
+        def minimize(self, loss_and_gradients, x, optimizer, sigma):
             seen.append(sigma)
-            return super().minimize(x, optimizer, sigma)
+            return super().minimize(loss_and_gradients, x, optimizer, sigma)
 
     dde = Spy(networks.residual_mlp(2, 4, 1), tfdde.Decay(0.8, 0.1, decay_steps=1, rate=2.0))
     dde.compile("sgd", run_eagerly=True)

@@ -20,7 +20,7 @@ import tfdde
 from tfdde import runs
 from tfdde.serving import metadata
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -132,7 +132,9 @@ def test_one_step_of_all_three_networks():
         optimizer, found = keras.optimizers.SGD(rate), []
         dde.compile(optimizer)
         for k in range(steps):
-            loss, count = dde.minimize(rows(k), optimizer, MANY.draw(8, 5, k, stream))
+            loss, count = dde.minimize(
+                dde.loss_and_gradients, rows(k), optimizer, MANY.draw(8, 5, k, stream)
+            )
             assert count == 8
             found.append(loss / 8)
         return np.mean(found)

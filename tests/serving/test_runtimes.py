@@ -23,7 +23,7 @@ import tensorflow as tf
 import tfdde
 from tfdde import networks, serving
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 X = np.float32([[0.1, 0.2], [1.5, -0.3], [30, 40]])
 Z = np.float32([[0.0, 0.5, -1.0], [2, 0, 1]])
 SEEDS = [7, 2**31 - 1, 7]

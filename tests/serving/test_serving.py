@@ -19,7 +19,7 @@ from tfdde import networks, serving
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.serving.tflite_random import counter_normal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 IMAGE = (28, 28, 1)
 
 

@@ -15,7 +15,7 @@ from scipy.stats import multivariate_normal
 import tfdde
 from tfdde import datasets, metrics, plots, serving
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -17,7 +17,7 @@ from scored import frame, read, rejects, truth, write
 import tfdde
 from tfdde import scoring
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROWS = 1_000
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -20,7 +20,7 @@ from tfdde import serving, tuning
 from tfdde.tuning.search import Densities
 from tfdde.tuning.tuner import OBJECTIVE, LikelihoodTuner
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     # keras-tuner's own threads, and Keras's saving of weights under NumPy 2
     pytest.mark.filterwarnings(

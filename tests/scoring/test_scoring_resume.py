@@ -19,7 +19,7 @@ from tfdde import scoring
 from tfdde.datasets.readers import blocks, tfrecords
 from tfdde.scoring import file_scores
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Killed(BaseException):
