@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import yaml
+
 import tfdde
 
 ROOT = Path(__file__).parent.parent
@@ -58,3 +60,31 @@ def test_ci_runs_the_commands_of_the_readme():
     for command in ('pip install -e ".[dev]"', "pytest"):
         assert command in [line.strip() for line in readme]
         assert f"step {command}" in ci
+
+
+def test_pre_commit_runs_the_checks_of_ci_without_downloads():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    hooks = {hook["id"]: hook for hook in repository["hooks"]}
+    assert all(hook["language"] == "system" for hook in hooks.values())
+    dev = " ".join(PYPROJECT["project"]["optional-dependencies"]["dev"])
+    ci = (ROOT / ".ci" / "run").read_text()
+    for name, command in (("ruff", "ruff check"), ("ruff-format", "ruff format"), ("mypy", "mypy")):
+        assert hooks[name]["entry"].startswith(command) and f"step {command}" in ci
+        assert command.split()[0] in dev
+
+
+def test_types_are_shipped():
+    assert (ROOT / "tfdde" / "py.typed").exists()
+    assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"]["tfdde"]
+    assert "Typing :: Typed" in PYPROJECT["project"]["classifiers"]
+
+
+def test_citation_names_the_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == tfdde.__version__
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == [
+        "Bigdeli", "Lin", "Portenier", "Dunbar", "Zwicker"
+    ]  # fmt: skip
+    assert "2001.02728" in paper["url"]
