@@ -122,7 +122,7 @@ def test_what_is_wrong_is_told_at_once(tmp_path, text, options, message):
 
 ENDED = """
 import sys, time
-from tfdde.datasets import files
+from tfdde.datasets import file_batches as files
 
 checked = files._checked
 files._checked = lambda *args: (time.sleep(0.2), checked(*args))[1]
@@ -140,7 +140,7 @@ def test_a_program_ends_though_there_is_an_iterator(tmp_path):
 MEASURED = """
 import json, re, sys
 from pathlib import Path
-from tfdde.datasets.files import stream_files
+from tfdde.datasets.file_batches import stream_files
 
 def peak():
     return int(re.search("VmHWM:\\s*([0-9]+) kB", Path("/proc/self/status").read_text())[1]) / 1024

@@ -12,7 +12,7 @@ import worker
 
 import tfdde
 from tfdde import networks, runs, serving
-from tfdde.runs.checkpoint import Checkpoint
+from tfdde.runs.checkpoint import Checkpoint, load_checkpoint
 
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -132,14 +132,14 @@ def test_any_flipped_bit_is_noticed(whole, tmp_path):
     data = (whole / CHECKPOINT).read_bytes()
     path, model = tmp_path / "x.weights.h5", worker.build(ONE)
     path.write_bytes(data)
-    runs._load(model, path)
+    load_checkpoint(model, path)
     rng = np.random.default_rng(0)
     for position in rng.integers(0, len(data) - 64, 100):
         flipped = bytearray(data)
         flipped[position] ^= 1 << rng.integers(8)
         path.write_bytes(flipped)
         with pytest.raises(runs.RunError, match="its checksum is wrong"):
-            runs._load(model, path)
+            load_checkpoint(model, path)
 
 
 def test_flipped_bit_in_a_model_is_noticed(whole, tmp_path):
@@ -185,7 +185,7 @@ def test_nan_in_a_batch(two, tmp_path, capsys, devices, group):
     assert f"diverged at step {step}: loss = nan. Lower the learning rate" in message
     assert "look for NaN in the data; the last checkpoint" in message
     last = model()
-    runs._load(last, tmp_path / "run" / CHECKPOINT)
+    load_checkpoint(last, tmp_path / "run" / CHECKPOINT)
     assert int(last.optimizer.iterations.numpy()) == worker.EPOCH
     assert train(tmp_path / "run", True, model=model(), steps=6) == 0  # with good data
     assert_same_run(tmp_path / "run", tmp_path / "whole")

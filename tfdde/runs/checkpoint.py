@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 
 from tfdde.models.trainer import DivergedError, not_finite
+from tfdde.runs.cluster import RunError
 from tfdde.utils.files import atomic
 
 
@@ -66,3 +68,19 @@ def check_seal(path: str | os.PathLike) -> None:
     content, seal = data[: -len(SEAL) - DIGEST], data[-len(SEAL) - DIGEST :]
     if seal[: len(SEAL)] == SEAL and hashlib.sha256(content).digest() != seal[len(SEAL) :]:
         raise ValueError("its checksum is wrong")
+
+
+def load_checkpoint(model: keras.Model, path: Path) -> None:
+    """Load a file that ``Checkpoint`` wrote; RunError says in a sentence why that can't be."""
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns when it could not load some of the weights.
+            warnings.simplefilter("error", UserWarning)
+            check_seal(path)
+            model.load_weights(path)
+    except Exception as error:  # whatever h5py and Keras raise at a bad file
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RunError(
+            f"The checkpoint {path} is damaged, or of another model ({reason}): put back a copy "
+            "of it, or remove it to train from the start."
+        ) from error

@@ -23,7 +23,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ import tensorflow as tf
 from tfdde._version import __version__
 from tfdde.models.trainer import Trainer
 from tfdde.runs import cluster
-from tfdde.runs.checkpoint import Checkpoint, check_seal
+from tfdde.runs.checkpoint import Checkpoint, load_checkpoint
 from tfdde.runs.cluster import RunError
 from tfdde.runs.interrupts import Interrupt
 from tfdde.utils.files import atomic, read_object
@@ -150,7 +149,7 @@ class Run:
                 if load:
                     # Also after each `fit`, whose end puts the optimizer's averages (`use_ema`)
                     # in place of the weights: the checkpoint has the weights to go on from.
-                    _load(model, checkpoint.path)
+                    load_checkpoint(model, checkpoint.path)
                 start = int(model.optimizer.iterations.numpy())
                 interrupted = interrupt.anywhere()
                 if start >= steps or interrupted:
@@ -217,22 +216,6 @@ class _Log(keras.callbacks.Callback):
             writer = csv.DictWriter(f, rows[-1])
             writer.writeheader()
             writer.writerows(rows)
-
-
-def _load(model: keras.Model, path: Path) -> None:
-    """Load a checkpoint, or tell in a sentence why not."""
-    try:
-        with warnings.catch_warnings():
-            # Keras only warns when it could not load some of the weights.
-            warnings.simplefilter("error", UserWarning)
-            check_seal(path)
-            model.load_weights(path)
-    except Exception as error:  # whatever h5py and Keras raise at a bad file
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise RunError(
-            f"The checkpoint {path} is damaged, or of another model ({reason}): put back a copy "
-            "of it, or remove it to train from the start."
-        ) from error
 
 
 def _arguments(config: Path) -> dict[str, Any]:
