@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from tfdde.datasets.readers import tfrecords
 from tfdde.datasets.readers.headers import (
     check_numeric,
     choose,
@@ -31,9 +30,11 @@ try:
     import pyarrow.compute as pc
     import pyarrow.parquet
 
-    from tfdde.datasets.readers import csv_lines
-except ImportError:
-    raise ImportError("Blocks of tables need pyarrow: pip install 'tfdde[tables]'.") from None
+    from tfdde.datasets.readers import csv_lines, tfrecords
+except ImportError as error:
+    raise ImportError(
+        f"Reading files in blocks needs {error.name}: pip install 'tfdde[tables]'."
+    ) from None
 
 
 SUFFIXES = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
@@ -20,45 +21,25 @@ from tfdde.datasets.readers.headers import open_bytes, reading
 Wrong = dict[int, str]  # why a record of a block is bad, by its position
 
 
-def _crc_table() -> np.ndarray:
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
-    return table
-
-
-_CRC = _crc_table()
 _TYPES = {"int64_list": pa.int64(), "float_list": pa.float32(), "bytes_list": pa.string()}
 
 
-def masked_crc(data: np.ndarray) -> np.ndarray:
-    """Masked CRC-32C of each row of bytes: uint8 (rows, length) to uint32 (rows,)."""
-    crc = np.full(len(data), 0xFFFFFFFF, np.uint32)
-    for column in np.ascontiguousarray(data.T):
-        crc = _CRC[(crc ^ column) & 0xFF] ^ (crc >> 8)
-    crc = ~crc
-    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
+def masked_crc(data: bytes) -> int:
+    """TFRecord's checksum of the bytes: CRC-32C, rotated by 15 bits, plus a constant.
+
+    >>> hex(masked_crc(b"123456789"))
+    '0xc78ab0e5'
+    """
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _length(head: bytes) -> int | None:
-    """The length that a record begins with; None unless its checksum is right."""
+    """The record length in a record's first 12 bytes, or None if its checksum is wrong."""
     if len(head) < 12:
         return None
-    (expected,) = masked_crc(np.frombuffer(head[:8], np.uint8)[None])
     length, crc = struct.unpack("<QI", head)
-    return length if crc == expected else None
-
-
-def _corrupt(records: Sequence[bytes], crcs: Sequence[int]) -> np.ndarray:
-    """Positions of records with another checksum; those of one length are computed at once."""
-    lengths, expected = np.array([len(r) for r in records], int), np.array(crcs, np.uint32)
-    match = np.zeros(len(records), bool)
-    for length in np.unique(lengths):
-        same = np.flatnonzero(lengths == length).tolist()
-        data = b"".join(records[i] for i in same)
-        rows = np.frombuffer(data, np.uint8).reshape(len(same), length)
-        match[same] = masked_crc(rows) == expected[same]
-    return np.flatnonzero(~match)
+    return length if crc == masked_crc(head[:8]) else None
 
 
 def read(f: IO[bytes], rows: int, size: int) -> Iterator[tuple[list[bytes], Wrong]]:
@@ -92,8 +73,9 @@ def read(f: IO[bytes], rows: int, size: int) -> Iterator[tuple[list[bytes], Wron
             records.append(body[:-4])
             crcs.append(struct.unpack("<I", body[-4:])[0])
             total += len(body)
-        for i in _corrupt(records, crcs):
-            wrong.setdefault(int(i), "record is corrupt: it has another checksum")
+        for i, (record, crc) in enumerate(zip(records, crcs, strict=True)):
+            if masked_crc(record) != crc:
+                wrong.setdefault(i, "record is corrupt: its checksum does not match")
         yield records, wrong
 
 
