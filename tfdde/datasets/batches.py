@@ -11,22 +11,25 @@ import tensorflow as tf
 from tfdde.utils.checks import check_integer, check_rows
 
 
-def _permuted(rows: int, seed: int, index: tf.Tensor) -> tf.Tensor:
-    """Row numbers at the positions ``index`` (int64) of an endless series of permutations.
+def _order(rows: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """The row numbers 0 ... rows - 1 in the order of one epoch: int64 (rows,).
 
-    Positions e * rows ... (e + 1) * rows - 1 run through all rows once, in an order that
-    depends on (seed, e); only the asked-for entries are computed.
+    Every order of the rows is equally likely. The pair (seed, epoch) is hashed to a full key of
+    the Philox generator. (``tf.random.experimental.index_shuffle``, which could compute single
+    entries, uses only the lowest bits of its seed: for up to 65,536 rows 8 bits of the epoch.)
     """
-    epoch = index // rows
-    tag = tf.fill(tf.shape(index), tf.constant(seed, tf.int64))
-    seeds = tf.stack([tag, epoch, tf.zeros_like(epoch)], axis=-1)
-    last = tf.fill(tf.shape(index), tf.constant(rows - 1, tf.int64))
-    # The op behind tf.random.experimental.index_shuffle, which does not take several seeds.
-    return tf.raw_ops.RandomIndexShuffle(index=index % rows, seed=seeds, max_index=last, rounds=4)
+    key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    numbers = tf.range(rows, dtype=tf.int64)
+    return tf.random.experimental.stateless_shuffle(numbers, key, alg="philox")
 
 
 def _resident(x: Any, conditions: Any) -> tuple[int, Callable[[tf.Tensor], Any]]:
-    """How many rows there are, and what gathers those of given numbers, with their conditions."""
+    """Copy the rows to memory that tf.data reads.
+
+    Returns:
+        The number of rows, and a function from row numbers to those rows, or to pairs of rows
+        and conditions.
+    """
     rows = len(x)
     if rows == 0:
         raise ValueError(f"`x` is empty: expected at least one row, got shape {np.shape(x)}.")
@@ -36,7 +39,7 @@ def _resident(x: Any, conditions: Any) -> tuple[int, Callable[[tf.Tensor], Any]]
             raise ValueError(
                 f"`conditions` must have {rows} rows, as `x` has, got {len(conditions)}."
             )
-    with tf.device("CPU:0"):  # where tf.data runs: one copy, gathered from and never sliced
+    with tf.device("CPU:0"):  # tf.data runs there; one copy is kept, and batches are gathered
         data = tf.constant(x) if conditions is None else (tf.constant(x), tf.constant(conditions))
     return rows, lambda index: tf.nest.map_structure(lambda part: tf.gather(part, index), data)
 
@@ -44,45 +47,60 @@ def _resident(x: Any, conditions: Any) -> tuple[int, Callable[[tf.Tensor], Any]]
 def stream(
     x: Any, batch_size: int, seed: int, start: int = 0, conditions: Any = None
 ) -> tf.data.Dataset:
-    """Endless full batches of shuffled rows; batch k depends only on (x, batch_size, seed, k).
+    """Return endless, full batches of shuffled rows.
+
+    Every epoch has each row once, in an order of its own; a batch may end one epoch and begin the
+    next. Batch k depends only on (x, batch_size, seed, k), so a resumed training sees the batches
+    of an uninterrupted one.
 
     Args:
         x: array, shape (rows, ...).
         batch_size: rows in each batch; may exceed the rows of ``x``.
-        seed: fixes the order; every epoch has another permutation.
+        seed: fixes the orders of all epochs.
         start: number of the first batch, to resume a training after ``start`` steps.
-        conditions: of the rows, for a conditional density: array, shape (rows, k).
+        conditions: for a conditional density, an array of shape (rows, k).
 
     Returns:
-        An infinite dataset of tensors (batch_size, ...), with ``conditions`` of pairs of those
+        An infinite dataset of tensors (batch_size, ...); with ``conditions``, of pairs of those
         and (batch_size, k).
 
     Raises:
         ValueError: ``x`` is empty, ``conditions`` don't fit it, or a number is out of range.
+
+    Example:
+        >>> batches = tfdde.datasets.stream(np.arange(6), batch_size=3, seed=0)
+        >>> first_epoch = np.concatenate([b.numpy() for b in batches.take(2)])
+        >>> sorted(first_epoch.tolist())
+        [0, 1, 2, 3, 4, 5]
     """
     batch_size = check_integer(batch_size, "batch_size")
     start = check_integer(start, "start", minimum=0)
     rows, gather = _resident(x, conditions)
+    first_epoch, first_row = divmod(start * batch_size, rows)
 
-    def batch(k: tf.Tensor) -> Any:
-        index = k * batch_size + tf.range(batch_size, dtype=tf.int64)
-        return gather(_permuted(rows, seed, index))
+    def order(epoch: tf.Tensor) -> tf.Tensor:
+        return _order(rows, seed, epoch)[tf.where(epoch == first_epoch, first_row, 0) :]
 
-    counter = tf.data.Dataset.counter(start=start, dtype=tf.int64)
-    return counter.map(batch).prefetch(4)
+    epochs = tf.data.Dataset.counter(start=first_epoch, dtype=tf.int64).map(order)
+    # The next epoch's order is computed while the last batches of this one are used.
+    numbers = epochs.prefetch(1).rebatch(batch_size, drop_remainder=True)
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return numbers.apply(endless).map(gather).prefetch(4)
 
 
 def epoch_batches(
     x: Any, batch_size: int, seed: int, epoch: tf.Variable, conditions: Any = None
 ) -> tf.data.Dataset:
-    """One epoch of shuffled batches, the last one possibly smaller.
+    """Return one epoch of shuffled batches, the last one possibly smaller.
+
+    The order is that of ``stream`` in the same epoch.
 
     Args:
         x: array, shape (rows, ...).
         batch_size: rows in a batch.
         seed: fixes the order, together with the epoch.
-        epoch: int64 variable, read whenever an iterator starts.
-        conditions: of the rows, as for ``stream``.
+        epoch: int64 variable with the number of the epoch, read whenever an iterator starts.
+        conditions: as for ``stream``.
 
     Returns:
         A finite dataset of tensors (<= batch_size, ...), or of pairs.
@@ -95,11 +113,10 @@ def epoch_batches(
     steps = -(-rows // batch_size)
 
     def batches(_: tf.Tensor) -> tf.data.Dataset:
-        first = epoch.read_value() * rows
+        order = _order(rows, seed, epoch.read_value())
 
         def batch(k: tf.Tensor) -> Any:
-            index = tf.range(k * batch_size, tf.minimum((k + 1) * batch_size, rows))
-            return gather(_permuted(rows, seed, first + index))
+            return gather(order[k * batch_size : (k + 1) * batch_size])
 
         return tf.data.Dataset.range(steps).map(batch)
 
