@@ -27,6 +27,27 @@ def build(strategy, learning_rate=1e-2, **compile_kwargs):
     return model
 
 
+def reusable(build):
+    """A function that returns the model ``build()``, each time as it was when it was new.
+
+    It is built and traced once, which takes longer than the trainings of most tests.
+    """
+    model, start = None, []
+
+    def renewed():
+        nonlocal model
+        if model is None:
+            model = build()
+            optimizers = (getattr(model, f"{name}optimizer", None) for name in ("", "dde_"))
+            variables = [v for part in (model, *optimizers) if part for v in part.variables]
+            start.extend((v, v.numpy()) for v in variables)
+        for variable, value in start:
+            variable.assign(value)
+        return model
+
+    return renewed
+
+
 def train(model, folder, resume=False, steps=STEPS, callbacks=(), bad=None):
     """Train in ``folder``; batch number ``bad`` has a NaN."""
     x = np.random.default_rng(0).standard_normal((200, 2)).astype("float32")

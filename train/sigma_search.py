@@ -39,6 +39,7 @@ SEARCHES = ("bayesian", "random", "hyperband")
 RANGES = ("sigma", "width", "depth", "learning_rate")  # one number or two
 FAILURES = 5  # trials in a row that end the search
 CURVE = 5_000  # rows of the curve, at most
+LAST_SEED = 2**31 - 1  # for seed 0, in whose place keras-tuner draws another at each run
 
 
 def parse(argv):
@@ -118,7 +119,10 @@ def make_tuner(args, x, folder):
         "hyperband": (oracles.HyperbandOracle, {"max_epochs": args.epochs}),
     }[args.search]
     oracle = make(
-        search.OBJECTIVE, seed=args.seed, max_consecutive_failed_trials=FAILURES, **budget
+        search.OBJECTIVE,
+        seed=args.seed or LAST_SEED,
+        max_consecutive_failed_trials=FAILURES,
+        **budget,
     )
     given = {name: getattr(args, name) for name in RANGES}
     ranges = {name: tuple(v) if len(v) > 1 else v[0] for name, v in given.items()}

@@ -139,44 +139,6 @@ def build(args, x):
     return dde
 
 
-class KeepBest(keras.callbacks.Callback):
-    """Keep the averaged weights of the epoch with the lowest validation loss, in one file.
-
-    That is its only state, so that a resumed run keeps and stops as an uninterrupted one does.
-    """
-
-    def __init__(self, run, x, epoch_steps, args):
-        super().__init__()
-        self.path, self.curve = run / "checkpoint/best.npz", run / "validation.csv"
-        self.x, self.epoch_steps, self.args = x, epoch_steps, args
-
-    def on_epoch_end(self, epoch, logs=None):
-        model, optimizer = self.model, self.model.optimizer
-        step = int(optimizer.iterations.numpy())
-        if step % self.epoch_steps and step != self.args.steps:
-            return  # Ctrl-C ended the epoch
-        trained = model.get_weights()
-        optimizer.finalize_variable_values(model.trainable_variables)
-        averaged = model.get_weights()
-        loss = model.evaluate(self.x, batch_size=512, verbose=0, return_dict=True)["loss"]
-        model.set_weights(trained)
-        earlier, best = self.read() if epoch else ([], [])
-        losses = [*earlier[:epoch], loss]  # after a kill an epoch may come again
-        with atomic(self.path) as beside:
-            np.savez(beside, losses, *(averaged if loss == min(losses) else best))
-        with atomic(self.curve) as beside:
-            np.savetxt(beside, list(enumerate(losses)), "%d,%.9g", header="epoch,loss", comments="")
-        if epoch - np.argmin(losses) >= self.args.patience:
-            optimizer.iterations.assign(self.args.steps)  # complete, also for the checkpoint
-            model.stop_training = True
-
-    def read(self):
-        """The losses of all epochs, and the weights of the best."""
-        with np.load(self.path) as file:
-            losses, *weights = file.values()
-        return losses, weights
-
-
 def normalise(args, dde, table, path):
     """Read the density at the level, of those with a trusted log Z, that validation likes best."""
     x, x_validation = table.x_train, table.x_validation
@@ -212,7 +174,12 @@ def main(argv=None):
 
     dde = build(args, x)
     epoch_steps = max(EPOCH, args.steps // EPOCHS)
-    best = KeepBest(run, np.resize(x_validation, (VALIDATED, x.shape[1])), epoch_steps, args)
+    best = runs.KeepBest(
+        np.resize(x_validation, (VALIDATED, x.shape[1])),
+        args.patience,
+        path=run / "checkpoint/best.npz",
+        curve=run / "validation.csv",
+    )
     batches = partial(datasets.stream, x, args.batch_size, args.seed)
     done = run.train("density", dde, batches, args.steps, epoch_steps, callbacks=[best])
     logs = {"training": run / "density.csv", "validation": run / "validation.csv"}
@@ -220,9 +187,9 @@ def main(argv=None):
     if not done:
         return False
 
-    losses, weights = best.read()
-    dde.set_weights(weights)
-    print(f"Validation was best after epoch {losses.argmin() + 1} of {len(losses)}: kept that.")
+    dde.set_weights(best.weights)
+    epochs = len(best.losses)
+    print(f"Validation was best after epoch {best.best_epoch + 1} of {epochs}: kept that.")
     normalise(args, dde, table, run / "sigma.png")
     run.save("density", dde)
     log_z, known = dde.partition, dde.normalized

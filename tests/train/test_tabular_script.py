@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import tfdde
-from tfdde import datasets, metrics, plots, serving
+from tfdde import datasets, metrics, plots, runs, serving
 
 ROOT = Path(__file__).parents[2]
 # Keras's own saving of weights makes NumPy 2 warn.
@@ -144,7 +144,7 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
 
     args = [f"--data={whole.parent / 'table.csv'}", *TINY, *STEPS, f"--output={tmp_path}"]
     with monkeypatch.context() as patch:
-        patch.setattr(tabular.KeepBest, "on_train_batch_end", interrupt)
+        patch.setattr(runs.Checkpoint, "on_train_batch_end", interrupt)
         assert tabular.main(args) == 130
     assert "Interrupted at step 14 of 23" in capfd.readouterr().out
     assert files(tmp_path) >= {"density.keras", "losses.png"}

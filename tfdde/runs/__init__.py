@@ -11,6 +11,7 @@ from tfdde.runs.command_line import (
     positive_int,
     with_checksum,
 )
+from tfdde.runs.keep_best import KeepBest
 from tfdde.runs.run import Run
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LOST",
     "TERMINATED",
     "Checkpoint",
+    "KeepBest",
     "Run",
     "RunError",
     "command",

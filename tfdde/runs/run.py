@@ -37,6 +37,7 @@ from tfdde.runs import cluster
 from tfdde.runs.checkpoint import Checkpoint, load_checkpoint
 from tfdde.runs.cluster import RunError
 from tfdde.runs.interrupts import Interrupt
+from tfdde.runs.keep_best import KeepBest
 from tfdde.utils.files import atomic, read_object
 
 
@@ -110,7 +111,7 @@ class Run:
         self,
         phase: str,
         model: Trainer,
-        stream: Callable[[int], tf.data.Dataset],
+        batches: Callable[[int], tf.data.Dataset],
         steps: int,
         epoch_steps: int,
         callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -127,11 +128,12 @@ class Run:
             phase: name of the files.
             model: a ``DDE`` or ``Generator``; of its ``steps_per_execution`` the largest common
                 divisor with an epoch's steps counts.
-            stream: ``stream(k)`` is the infinite dataset of batches from number k on.
+            batches: ``batches(k)`` is the infinite dataset of batches from number k on.
             steps: iterations in all.
             epoch_steps: iterations of an epoch, after which losses are logged and the state
                 is saved.
-            callbacks: more callbacks.
+            callbacks: more callbacks; a ``KeepBest`` with a file in this folder may end the
+                training before ``steps``.
 
         Returns:
             False if Ctrl-C or SIGTERM ended it, True if it is complete.
@@ -143,6 +145,7 @@ class Run:
         checkpoint = Checkpoint(self / "checkpoint" / f"{phase}.weights.h5")
         group = model.steps_per_execution
         log = _Log(self / f"{phase}.csv")
+        keepers = [callback for callback in callbacks if isinstance(callback, KeepBest)]
         load = self.resume and checkpoint.path.exists()
         with Interrupt(model.distribute_strategy) as interrupt:
             while True:
@@ -151,17 +154,18 @@ class Run:
                     # in place of the weights: the checkpoint has the weights to go on from.
                     load_checkpoint(model, checkpoint.path)
                 start = int(model.optimizer.iterations.numpy())
+                epoch, done = divmod(start, epoch_steps)
+                complete = start >= steps or any(keeper.stopped(epoch) for keeper in keepers)
                 interrupted = interrupt.anywhere()
-                if start >= steps or interrupted:
+                if complete or interrupted:
                     break
                 # One `fit` for all whole epochs; one for the rest of an epoch that was
                 # interrupted, and for a last epoch that is shorter than the others.
-                epoch, done = divmod(start, epoch_steps)
                 whole = 0 if done else (steps - start) // epoch_steps
                 part = epoch_steps if whole else min(epoch_steps - done, steps - start)
                 model.group_steps(math.gcd(group, part))
                 model.fit(
-                    stream(start),
+                    batches(start),
                     initial_epoch=epoch,
                     epochs=epoch + max(whole, 1),
                     steps_per_epoch=part,
@@ -180,7 +184,7 @@ class Run:
         if start > 0:  # the averages are zeros before
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.save(phase, model)
-        if interrupted and start < steps:
+        if interrupted and not complete:
             print(f"Interrupted at step {start} of {steps} ({phase}).")
         return not interrupted
 

@@ -13,6 +13,7 @@ from tfdde.datasets.batches import stream
 from tfdde.models.dde import DDE
 from tfdde.noise import Constant, LogUniform
 from tfdde.recipes import table_density
+from tfdde.runs.keep_best import KeepBest, averaged
 from tfdde.tuning.curve import SigmaCurve, ladder_starts, mean_curve, select_sigma, split
 from tfdde.utils.checks import check_integer, check_positive, check_rows
 
@@ -127,18 +128,12 @@ class Densities(keras_tuner.HyperModel):
             kwargs: ``validation_data``, ``epochs``, ``initial_epoch``, ``callbacks``, ``verbose``
                 of ``DDE.fit``.
         """
-        stop = keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True)
-        average = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
         held_out = np.resize(kwargs.pop("validation_data"), (VALIDATED, x.shape[1]))
-        return self._train(
-            model,
-            x,
-            kwargs.get("epochs", 1),
-            callbacks=[average, stop, *kwargs.pop("callbacks", ())],
-            validation_data=held_out,
-            validation_batch_size=VALIDATED,
-            **kwargs,
-        )
+        best = KeepBest(held_out, self.patience, batch_size=VALIDATED)
+        callbacks = [best, *kwargs.pop("callbacks", ())]
+        history = self._train(model, x, kwargs.get("epochs", 1), callbacks=callbacks, **kwargs)
+        model.set_weights(best.weights)
+        return history
 
     def refit(self, hp: Any, x: Any, trained: int, **kwargs: Any) -> DDE:
         """A density of other rows, as of training and held-out ones together.
@@ -175,15 +170,13 @@ class Densities(keras_tuner.HyperModel):
 
         def at_end(epoch: int, logs: Any = None) -> None:
             if epoch + 1 in stops:
-                found[epoch + 1] = read(model, epoch + 1)
+                with averaged(model):
+                    found[epoch + 1] = read(model, epoch + 1)
 
         other = self.of(x)
         model = other.build(hp)
-        average = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
         reader = keras.callbacks.LambdaCallback(on_epoch_end=at_end)
-        self._train(
-            model, other.x, epochs, callbacks=[average, reader], epochs=epochs, verbose=verbose
-        )
+        self._train(model, other.x, epochs, callbacks=[reader], epochs=epochs, verbose=verbose)
         return found
 
     def curve(
