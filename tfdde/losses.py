@@ -1,8 +1,8 @@
-"""The paper's training objectives, one value for each example.
+"""The paper's training objectives, one value for each row.
 
-Noise enters as standard normal ``epsilon`` with eta = sigma * epsilon.  The
-score-matching objectives are multiplied by sigma**2 / n (n: dimensions), so
-that 1 means "knows nothing" whatever sigma and n are.
+Noise enters as standard normal ``epsilon``, with eta = sigma * epsilon. The score-matching
+objectives are multiplied by sigma**2 / n, where n is the number of entries of a row. A constant
+s, whose score is 0, then has the loss 1, whatever sigma and n are.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ Function = Callable[[tf.Tensor], tf.Tensor]
 def score_of(log_density: Function, x: tf.Tensor) -> tf.Tensor:
     """Gradient of a scalar function at each row.
 
+    >>> log_normal = lambda x: -0.5 * tf.reduce_sum(x**2, axis=1)
+    >>> tfdde.losses.score_of(log_normal, tf.constant([[1.0, 2.0]])).numpy().tolist()
+    [[-1.0, -2.0]]
+
     Args:
         log_density: maps (batch, ...) to one value for each row.
         x: points, shape (batch, ...).
 
     Returns:
-        The gradient, in the shape of ``x``; differentiable in the function's weights.
+        The gradient, shape of ``x``; it is differentiable in the function's weights.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
@@ -31,7 +35,7 @@ def score_of(log_density: Function, x: tf.Tensor) -> tf.Tensor:
 
 
 def per_row(sigma: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Sigma, a scalar or one level a row, in a shape that multiplies rows of ``x``."""
+    """Reshape sigma, a scalar or one level a row, so that it multiplies the rows of ``x``."""
     return sigma if sigma.shape.rank == 0 else tf.reshape(sigma, (-1,) + (1,) * (len(x.shape) - 1))
 
 
@@ -78,10 +82,10 @@ def joint_loss(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Eq. 10 and time-score matching of s(x, sigma), from one gradient.
 
-    The second is (ds/dlog(sigma) - (||epsilon||**2 - n))**2 / 2n, whose optimum is
-    s(x, sigma) = log(p * N(0, sigma**2 I))(x) + C with one C for all sigma: what the score at
-    one sigma cannot tell, the weights of modes that lie apart, follows from larger ones
-    (Guth, Kadkhodaie & Simoncelli 2025, with t = sigma**2; 1 means "knows nothing" here too).
+    Time-score matching is (ds/dlog(sigma) - (||epsilon||**2 - n))**2 / 2n (Guth, Kadkhodaie &
+    Simoncelli 2025, with t = sigma**2); it is 1, too, for a constant s. Its optimum is
+    s(x, sigma) = log(p * N(0, sigma**2 I))(x) + C with one C for all sigma. The score at one
+    sigma does not determine the weights of modes that are far apart; larger levels do.
 
     Args:
         log_density: s(x, sigma), one value for each row.

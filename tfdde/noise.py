@@ -1,10 +1,9 @@
 """Where a training step takes its noise level sigma from.
 
-``Constant`` is the paper's setting; ``Decay`` moves the one level down while
-training runs (the paper's tabular experiments); ``LogUniform`` gives every row its own
-level, for a density s(x, sigma) of all levels at once.  A noise object answers two
-questions: which sigma do the rows of an iteration use (``draw``), and at which sigma is
-the finished density to be read (``sigma``).
+``Constant`` is the paper's setting. ``Decay`` lowers the one level while training runs, as in
+the paper's tabular experiments. ``LogUniform`` gives every row its own level, for a density
+s(x, sigma) of all levels at once. A noise object answers two questions: which sigma the rows of
+an iteration use (``draw``), and at which sigma the finished density is read (``sigma``).
 """
 
 from __future__ import annotations
@@ -21,7 +20,11 @@ from tfdde.utils.random import Stream
 
 
 def check_level(noise: Noise, sigma: float | None) -> float:
-    """The level that a density is to be read at: by default ``noise.sigma``, or ValueError."""
+    """Return the level to read a density at, by default ``noise.sigma``.
+
+    Raises:
+        ValueError: ``sigma`` is not a number, or not a level that the density was trained at.
+    """
     sigma = noise.sigma if sigma is None else check_positive(sigma, "sigma")
     low, high = noise.levels
     if not low <= sigma <= high:
@@ -36,6 +39,10 @@ def check_level(noise: Noise, sigma: float | None) -> float:
 class Constant:
     """One noise level for the whole training, as in the paper.
 
+    >>> noise = tfdde.Constant(0.2)
+    >>> noise.sigma, noise.levels
+    (0.2, (0.2, 0.2))
+
     Args:
         sigma: standard deviation of the Gaussian noise, in the units of the data.
 
@@ -48,7 +55,7 @@ class Constant:
 
     @property
     def levels(self) -> tuple[float, float]:
-        """The lowest and the highest level that the finished density can be read at."""
+        """The lowest and the highest level at which the finished density can be read."""
         return self.sigma, self.sigma
 
     def at(self, iteration: tf.Tensor) -> tf.Tensor:
@@ -76,19 +83,25 @@ class Constant:
 class Decay:
     """One noise level that falls from ``initial`` to ``final`` in steps.
 
-    Every ``decay_steps`` iterations sigma is divided by ``rate``, until it
-    would fall below ``final``, where it stays (the paper's tabular schedule:
-    from 0.1 divided by 1.1 down to 0.05).  The density is that at ``final``.
+    Every ``decay_steps`` iterations sigma is divided by ``rate``, until it would fall below
+    ``final``, where it stays. The paper's tabular schedule divides 0.1 by 1.1 down to 0.05. The
+    finished density is the one at ``final``.
+
+    >>> noise = tfdde.Decay(0.1, 0.05, decay_steps=1_000)
+    >>> [round(float(noise.at(k)), 4) for k in (0, 999, 1_000, 2_000, 100_000)]
+    [0.1, 0.1, 0.0909, 0.0826, 0.05]
+    >>> noise.sigma
+    0.05
 
     Args:
         initial: sigma of the first iteration.
-        final: the level that the finished density has, 0 < final <= initial.
+        final: sigma of the finished density, 0 < final <= initial.
         decay_steps: iterations between two divisions.
         rate: the divisor, > 1.
 
     Raises:
-        ValueError: a level is not > 0, ``final`` > ``initial``, ``decay_steps``
-            < 1 or ``rate`` <= 1.
+        ValueError: a level is not > 0, ``final`` > ``initial``, ``decay_steps`` < 1 or
+            ``rate`` <= 1.
     """
 
     def __init__(self, initial: float, final: float, decay_steps: int, rate: float = 1.1):
@@ -112,7 +125,7 @@ class Decay:
 
     @property
     def levels(self) -> tuple[float, float]:
-        """The lowest and the highest level that the finished density can be read at."""
+        """The lowest and the highest level at which the finished density can be read."""
         return self.final, self.final
 
     def at(self, iteration: tf.Tensor) -> tf.Tensor:
@@ -150,16 +163,25 @@ class Decay:
 class LogUniform:
     """A noise level for each row, log-uniform between two: for s(x, sigma) at every level.
 
-    The levels of a batch are spread evenly, from a random start.  ``maximum`` should be well
-    above the data's own scale, so that data so blurred are nearly Gaussian.
+    The levels of a batch are spread evenly, from a random start. ``maximum`` should be well
+    above the data's own scale, so that the data with this noise are nearly Gaussian.
+
+    >>> noise = tfdde.LogUniform(0.1, 10.0)
+    >>> noise.sigma, noise.levels
+    (0.1, (0.1, 10.0))
+    >>> noise.place(tf.constant([0.1, 1.0, 10.0])).numpy().round(3).tolist()
+    [-1.0, 0.0, 1.0]
 
     Args:
-        minimum: the lowest sigma, in the units of the data (standardised, if they are).
-        maximum: the highest, > ``minimum``.
-        sigma: the level that the density is read at by default, by default ``minimum``.
+        minimum: the lowest sigma, in the units of the data, or in standardised units if the
+            density has a ``normalization``.
+        maximum: the highest sigma, > ``minimum``.
+        sigma: the level that the density is read at unless another is asked for; by default
+            ``minimum``.
 
     Raises:
-        ValueError: a level is not > 0, ``maximum`` <= ``minimum``, or ``sigma`` is not between.
+        ValueError: a level is not > 0, ``maximum`` <= ``minimum``, or ``sigma`` is not between
+            the two.
     """
 
     def __init__(self, minimum: float, maximum: float, sigma: float | None = None):
@@ -172,23 +194,23 @@ class LogUniform:
 
     @property
     def levels(self) -> tuple[float, float]:
-        """The lowest and the highest level that the density can be read at."""
+        """The lowest and the highest level at which the density can be read."""
         return self.minimum, self.maximum
 
     def draw(self, rows: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
-        """Sigma of each of ``rows`` rows, float32 (rows,)."""
+        """Sigma of each of ``rows`` rows at training iteration ``iteration``: float32 (rows,)."""
         start = random.uniform((), seed, iteration, stream)
         share = tf.cast(tf.range(rows), tf.float32) / tf.cast(rows, tf.float32)
-        # Modulo 1, a row's place in the batch says nothing of its level.
+        # Modulo 1, so that a row's position in the batch does not determine its level.
         return self.at_share(tf.math.floormod(share + start, 1.0))
 
     def at_share(self, share: tf.Tensor) -> tf.Tensor:
-        """Sigma at a share of the way from ``minimum`` (0) to ``maximum`` (1), in logarithms."""
+        """Sigma for a share from 0 (``minimum``) to 1 (``maximum``), linear in log sigma."""
         low, high = math.log(self.minimum), math.log(self.maximum)
         return tf.exp(low + (high - low) * share)
 
     def place(self, sigma: tf.Tensor) -> tf.Tensor:
-        """Where sigma is between ``minimum`` (-1) and ``maximum`` (1), in logarithms."""
+        """Position of sigma from -1 (``minimum``) to 1 (``maximum``), linear in log sigma."""
         low, high = math.log(self.minimum), math.log(self.maximum)
         return (2.0 * tf.math.log(sigma) - (low + high)) / (high - low)
 

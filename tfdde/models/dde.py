@@ -32,74 +32,91 @@ from tfdde.utils.checks import (
 )
 from tfdde.utils.random import Stream
 
-COMPONENT_ROWS = 50_000  # rows that independent components are taken from
+COMPONENT_ROWS = 50_000  # the most rows that independent components are computed from
 
 
 class UnnormalizedWarning(UserWarning):
-    """A log-density was returned that is known up to a constant only."""
+    """``log_density`` returned values that are known only up to a constant."""
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
 class DDE(Trainer):
     """Denoising density estimator: a scalar network s(x) = log(p * N(0, sigma**2 I))(x) + C.
 
-    Trained by ``|| grad s(x + eta) + eta / sigma**2 ||**2`` (eq. 10), reported
-    multiplied by sigma**2 / n: 1 means "knows nothing", whatever sigma and n are.
+    Training minimises ``|| grad s(x + eta) + eta / sigma**2 ||**2`` (eq. 10). The reported loss
+    is this times sigma**2 / n: it is 1 for a constant s, whatever sigma and n are.
 
-    >>> dde = tfdde.DDE(tfdde.networks.residual_mlp(2), noise=tfdde.Constant(0.2))
+    One noise level, as in the paper; the Gaussian ``base`` makes e^s integrable:
+
+    >>> network = tfdde.networks.residual_mlp(2, width=16, depth=2)
+    >>> dde = tfdde.DDE(network, tfdde.Constant(0.3), base=tfdde.GaussianBase(2), seed=0)
+    >>> dde.adapt(x)
     >>> dde.compile("adam")
-    >>> dde.fit(x, batch_size=2048, epochs=10)
-    >>> dde.log_partition(x)
-    >>> dde.log_density(x), dde.score(x)
+    >>> history = dde.fit(x, batch_size=128, epochs=5, verbose=0)
+    >>> dde.log_partition(x, samples=2_000).trusted
+    True
+    >>> dde.log_density(x).shape
+    TensorShape([512])
+    >>> dde.score(x).shape
+    TensorShape([512, 2])
 
-    With ``LogUniform`` noise it is s(x, sigma) of all levels in one: the network has a second
-    input ``level`` and sees x centred and scaled by the base at that level.
+    All noise levels at once, s(x, sigma): the network has a second input ``level``, and sees x
+    centred and scaled by the base at that level:
 
     >>> network = tfdde.networks.residual_mlp(
-    ...     8, 256, 3, activation="silu", levels=True, experts=4
+    ...     2, width=16, depth=2, activation="silu", levels=True, experts=4
     ... )
-    >>> dde = tfdde.DDE(network, noise=tfdde.LogUniform(0.1, 8.0), antithetic=True)
+    >>> dde = tfdde.DDE(network, tfdde.LogUniform(0.1, 8.0), antithetic=True, seed=0)
     >>> dde.adapt(x)
     >>> dde.start_at_independent_components(x)
+    >>> dde.score(x, sigma=2.0).shape
+    TensorShape([512, 2])
 
-    A network with an input ``condition`` makes it conditional, s(x, condition) = log p(x |
-    condition) + C(condition), for labels (one-hot rows, by ``keras.utils.to_categorical``) and
-    for continuous conditions.  Noise and gradient are of x alone.
+    A network with an input ``condition`` makes the density conditional, s(x, condition) =
+    log p(x | condition) + C(condition). Labels become one-hot conditions; continuous conditions
+    are taken as they are. Noise and gradient concern x alone:
 
-    >>> dde = tfdde.DDE(tfdde.networks.residual_mlp(2, conditions=10), noise=tfdde.Constant(0.2))
+    >>> conditions = keras.utils.to_categorical(labels, 10)
+    >>> network = tfdde.networks.residual_mlp(2, width=16, depth=2, conditions=10)
+    >>> dde = tfdde.DDE(network, tfdde.Constant(0.3), seed=0)
     >>> dde.compile("adam")
-    >>> dde.fit(x, keras.utils.to_categorical(labels, 10), batch_size=2048, epochs=10)
-    >>> dde.score(x, conditions=conditions)
-    >>> seven = dde.given(keras.utils.to_categorical(7, 10))
-    >>> seven.log_partition(x[labels == 7])
+    >>> history = dde.fit(x, conditions, batch_size=128, verbose=0)
+    >>> dde.score(x, conditions=conditions).shape
+    TensorShape([512, 2])
+    >>> seven = dde.given(conditions[labels == 7][0])
+    >>> seven.condition_dim
+    0
 
     Args:
         network: Keras model (batch, *shape) -> (batch, 1), twice differentiable almost
-            everywhere (no ReLU: its score is a step function).  With ``LogUniform`` noise
-            its inputs are x and ``level``, shape (batch, 1), sigma's place from -1 to 1.  A last
-            input named ``condition``, shape (batch, k), takes the condition.
-        noise: where training takes sigma from, ``Constant``, ``Decay`` or ``LogUniform``.
-        base: Gaussian that is added to the network's output; by default none, as in the
-            paper, and then e^s need not be integrable; with ``LogUniform`` noise the standard
-            normal.  ``adapt`` fits it to data.
-        normalization: layer that standardises the data; sigma is then in standardised units,
-            and log-density and score are in the data's own, Jacobian included.
-        antithetic: train on each row twice, at x + eta and x - eta.  The two losses' largest
-            random term cancels, so this beats twice the rows at the same cost.
+            everywhere (no ReLU: its score is a step function). With ``LogUniform`` noise its
+            inputs are x and ``level``, shape (batch, 1), which runs from -1 at the lowest to 1
+            at the highest sigma. A last input named ``condition``, shape (batch, k), takes the
+            condition.
+        noise: where training takes sigma from: ``Constant``, ``Decay`` or ``LogUniform``;
+            ``Constant(0.2)`` by default.
+        base: Gaussian whose log-density is added to the network's output. By default there is
+            none, as in the paper, and then e^s need not be integrable; with ``LogUniform`` noise
+            it is the standard normal by default. ``adapt`` fits it to data.
+        normalization: layer that standardises the data. Sigma is then in standardised units,
+            while log-density and score are in the data's own units, Jacobian included.
+        antithetic: train on each row twice, at x + eta and at x - eta. The largest random term
+            of the two losses cancels, so this beats twice the rows at the same cost.
         time_weight: with ``LogUniform`` noise, the weight of time-score matching
-            (``tfdde.losses.joint_loss``) beside that of eq. 10 for one of x's n entries; the loss
-            is the weighted mean.
-        seed: integer in [0, 2**31) that fixes noise and order of the rows; by default
-            drawn, which ``keras.utils.set_random_seed`` makes reproducible.
+            (``tfdde.losses.joint_loss``) relative to one of the n entries of x in eq. 10. The
+            loss is the weighted mean of both.
+        seed: integer in [0, 2**31) that fixes the noise and the order of the rows. By default
+            it is drawn, reproducibly after ``keras.utils.set_random_seed``.
 
     Attributes:
-        partition: the ``LogPartition`` that ``log_partition`` found, saved with the model, or
-            None; training discards it.
-        partitions: of a conditional density the ``LogPartitions``, in the same way.
-        condition_dim: entries of a condition, 0 for a density without.
+        partition: the ``LogPartition`` that ``log_partition`` found, or None. It is saved with
+            the model; training discards it.
+        partitions: the same for a conditional density: ``LogPartitions``, or None.
+        condition_dim: entries of a condition, 0 for a density without conditions.
 
     Raises:
-        ValueError: the network is not scalar or not built, or ``noise`` is no noise.
+        ValueError: the network is not scalar or not built, or another argument is of the wrong
+            type, shape or range.
     """
 
     def __init__(
@@ -150,6 +167,8 @@ class DDE(Trainer):
             normalization.build((None, *self.data_shape))
         self.built = True
 
+    # Before training.
+
     def adapt(self, x: Any) -> None:
         """Take the means and scales of ``normalization`` and the Gaussian ``base`` from data.
 
@@ -172,14 +191,14 @@ class DDE(Trainer):
     def start_at_independent_components(self, x: Any) -> None:
         """Start the network's first layer at the independent components of the blurred data.
 
-        Worth its second for tables, the more so the more columns.  Call it between ``adapt``
-        and ``fit``; see ``tfdde.networks.initial_weights``.
+        It takes about a second and helps the more, the more columns a table has. Call it between
+        ``adapt`` and ``fit``; see ``tfdde.networks.initial_weights``.
 
         Args:
             x: array of shape (rows, n).
 
         Raises:
-            ValueError: wrong shape, NaN or infinity, or the network is no ``residual_mlp`` of
+            ValueError: wrong shape, NaN or infinity, or the network is not a ``residual_mlp`` of
                 flat rows with at least n units.
             ImportError: scikit-learn is not installed.
         """
@@ -207,7 +226,7 @@ class DDE(Trainer):
         Args:
             optimizer: a Keras optimizer or its name.
             run_eagerly, steps_per_execution: as in ``keras.Model.compile``.
-            jit_compile: compile loss and gradients by XLA ("auto": on a GPU).
+            jit_compile: whether XLA compiles loss and gradients ("auto": on a GPU).
         """
         super().compile(
             optimizer=optimizer,
@@ -224,54 +243,65 @@ class DDE(Trainer):
         self.optimizer.build(self.network.trainable_variables)
         self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
 
-    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """s(x) at the final noise level, in the data's own units, shape (batch,)."""
-        given = [] if condition is None else [condition]
-        return self._outside(x, tf.constant(self.noise.sigma, tf.float32), *given)
+    # The function s that the network, the base and the normalization make together.
 
     def inside(self, x: tf.Tensor) -> tf.Tensor:
-        """Rows as the density sees them: standardised, if there is a ``normalization``."""
+        """Standardise rows, if there is a ``normalization``: the units that sigma is in."""
         return x if self.normalization is None else self.normalization(x)
-
-    def correction(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        """The network's part of ``at``, without the base's."""
-        if len(condition) != bool(self.condition_dim):
-            expected = f"of shape (batch, {self.condition_dim})" if self.condition_dim else "none"
-            raise ValueError(f"`condition` must be {expected}, got {condition or None}.")
-        if isinstance(self.noise, LogUniform):
-            assert self.base is not None  # the constructor's default
-            place = self.noise.place(sigma)
-            one = sigma.shape.rank == 0
-            column = tf.fill((tf.shape(x)[0], 1), place) if one else place[:, None]
-            s = self.network([self.base.scaled(x, sigma), column, *condition])
-        else:
-            s = self.network([x, *condition] if condition else x)
-        return tf.squeeze(tf.cast(s, tf.float32), axis=-1)  # it may compute in bfloat16
-
-    def at(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        """s of standardised rows at noise level ``sigma``, () or (batch,): shape (batch,).
-
-        A conditional density takes their ``condition``, (batch, condition_dim), too.
-        """
-        s = self.correction(x, sigma, *condition)
-        # add_n, since the gradient of "+" with a dynamic batch is beyond TFLite.
-        return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
-
-    def _outside(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        s = self.at(self.inside(x), sigma, *condition)
-        if self.normalization is None:
-            return s
-        # Of shape (batch, 1), since TFLite lacks the gradient of "+" with a dynamic batch.
-        scale = tf.reshape(self.log_scale(), (1,))
-        return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), scale), axis=-1)
 
     def log_scale(self) -> tf.Tensor:
         """Log of the Jacobian determinant of ``inside``: a scalar."""
         if self.normalization is None:
             return tf.constant(0.0)
         variance = tf.convert_to_tensor(self.normalization.variance)
-        each = tf.broadcast_to(variance, (1, *self.data_shape))
-        return -tf.reduce_sum(tf.math.log(tf.maximum(tf.sqrt(each), keras.config.epsilon())))
+        variances = tf.broadcast_to(variance, (1, *self.data_shape))
+        return -tf.reduce_sum(tf.math.log(tf.maximum(tf.sqrt(variances), keras.config.epsilon())))
+
+    def correction(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        """The network's part of ``at``, without the base's. Args and returns as of ``at``."""
+        if len(condition) != bool(self.condition_dim):
+            expected = f"of shape (batch, {self.condition_dim})" if self.condition_dim else "none"
+            raise ValueError(f"`condition` must be {expected}, got {condition or None}.")
+        if isinstance(self.noise, LogUniform):
+            assert self.base is not None  # the constructor's default
+            level = self.noise.place(sigma)
+            one_level = sigma.shape.rank == 0
+            column = tf.fill((tf.shape(x)[0], 1), level) if one_level else level[:, None]
+            s = self.network([self.base.scaled(x, sigma), column, *condition])
+        else:
+            s = self.network([x, *condition] if condition else x)
+        return tf.squeeze(tf.cast(s, tf.float32), axis=-1)  # the network may compute in bfloat16
+
+    def at(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        """s of standardised rows at noise level ``sigma``.
+
+        Args:
+            x: rows as ``inside`` returns them, shape (batch, *data_shape).
+            sigma: noise level in the same units, shape () or (batch,).
+            condition: of a conditional density, the rows' conditions, (batch, condition_dim).
+
+        Returns:
+            float32 tensor, shape (batch,), in nats up to a constant.
+        """
+        s = self.correction(x, sigma, *condition)
+        # Not "+": TFLite can't convert its gradient when the batch size is dynamic.
+        return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
+
+    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """s(x) at the final noise level, in the data's own units, shape (batch,)."""
+        conditions = [] if condition is None else [condition]
+        return self._in_data_units(x, tf.constant(self.noise.sigma, tf.float32), *conditions)
+
+    def _in_data_units(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        """``at`` of rows that are not standardised, plus the log of the Jacobian."""
+        s = self.at(self.inside(x), sigma, *condition)
+        if self.normalization is None:
+            return s
+        # As a bias: TFLite can't convert the gradient of "+" when the batch size is dynamic.
+        log_scale = tf.reshape(self.log_scale(), (1,))
+        return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), log_scale), axis=-1)
+
+    # Training.
 
     def row_losses(
         self,
@@ -279,11 +309,11 @@ class DDE(Trainer):
         epsilon: tf.Tensor,
         sigma: tf.Tensor,
         *condition: tf.Tensor,
-        under: LogDensity | None = None,
+        reference: LogDensity | None = None,
     ) -> tf.Tensor:
         """The loss of each standardised row: eq. 10 times sigma**2 / n, shape (batch,).
 
-        With ``LogUniform`` noise and a ``time_weight``, its weighted mean with that of
+        With ``LogUniform`` noise and a ``time_weight`` it is the weighted mean of this and of
         time-score matching.
 
         Args:
@@ -291,20 +321,49 @@ class DDE(Trainer):
             epsilon: standard normal noise of the same shape.
             sigma: noise level, shape () or (batch,).
             condition: of the rows, for a conditional density.
-            under: log-density of (x, sigma, *condition) that the network is trained to correct,
+            reference: log-density of (x, sigma, *condition) that the network learns to correct,
                 instead of the base.
         """
 
-        def log_density(*given: tf.Tensor) -> tf.Tensor:
-            return self.at(*given) if under is None else self.correction(*given) + under(*given)
+        def log_density(y: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
+            if reference is None:
+                return self.at(y, level, *condition)
+            return self.correction(y, level, *condition) + reference(y, level, *condition)
 
         if isinstance(self.noise, LogUniform) and self.time_weight:
-            space, time = joint_loss(
-                lambda y, level: log_density(y, level, *condition), x, epsilon, sigma
-            )
+            space, time = joint_loss(log_density, x, epsilon, sigma)
             n = float(np.prod(self.data_shape))
             return (n * space + self.time_weight * time) / (n + self.time_weight)
-        return dde_loss(lambda y: log_density(y, sigma, *condition), x, epsilon, sigma)
+        return dde_loss(lambda y: log_density(y, sigma), x, epsilon, sigma)
+
+    def loss_and_gradients(
+        self,
+        x: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        total: tf.Tensor,
+        *condition: tf.Tensor,
+        reference: LogDensity | None = None,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The sum of ``row_losses``, and the gradient of sum / ``total`` in the weights.
+
+        Args:
+            x, epsilon, sigma, condition, reference: as for ``row_losses``.
+            total: number of rows in all replicas.
+        """
+        variables = self.network.trainable_variables
+        if self.antithetic:
+            x = tf.concat([x, x], axis=0)
+            epsilon = tf.concat([epsilon, -epsilon], axis=0)
+            sigma = tf.concat([sigma, sigma], axis=0) if sigma.shape.rank else sigma
+            condition = tuple(tf.concat([c, c], axis=0) for c in condition)
+        with tf.GradientTape() as tape:
+            losses = self.row_losses(x, epsilon, sigma, *condition, reference=reference)
+            loss = tf.reduce_sum(losses)
+            if self.antithetic:
+                loss /= 2.0
+            scaled = loss / total
+        return loss, tape.gradient(scaled, variables)
 
     def minimize(
         self,
@@ -317,47 +376,19 @@ class DDE(Trainer):
         """One step of ``optimizer`` at noise level ``sigma``, in replica context.
 
         Args:
-            loss_and_gradients: the method of that name, as the model that trains this one has
-                compiled it.
+            loss_and_gradients: the method of that name, as compiled by the model that trains
+                this one.
             x, sigma, condition: as for ``row_losses``.
             optimizer: of the network's weights.
 
         Returns:
-            The sum of the losses of this replica's rows and their number.
+            The sum of the losses of this replica's rows, and their number.
         """
         local, total = global_count(x)
         epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Stream.DENSITY_NOISE)
         loss, gradients = loss_and_gradients(x, epsilon, sigma, total, *condition)
         optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
         return loss, local
-
-    def loss_and_gradients(
-        self,
-        x: tf.Tensor,
-        epsilon: tf.Tensor,
-        sigma: tf.Tensor,
-        total: tf.Tensor,
-        *condition: tf.Tensor,
-        under: LogDensity | None = None,
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """The sum of ``row_losses``, and the gradient in the network's weights of its share.
-
-        Args:
-            x, epsilon, sigma, condition, under: as for ``row_losses``.
-            total: number of rows in all replicas, which the sum is divided by.
-        """
-        variables = self.network.trainable_variables
-        if self.antithetic:
-            x = tf.concat([x, x], axis=0)
-            epsilon = tf.concat([epsilon, -epsilon], axis=0)
-            sigma = tf.concat([sigma, sigma], axis=0) if sigma.shape.rank else sigma
-            condition = tuple(tf.concat([c, c], axis=0) for c in condition)
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self.row_losses(x, epsilon, sigma, *condition, under=under))
-            if self.antithetic:
-                loss /= 2.0
-            scaled = loss / total
-        return loss, tape.gradient(scaled, variables)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         x, *condition = as_batch(data, self.data_shape, self.condition_dim)
@@ -371,11 +402,11 @@ class DDE(Trainer):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         x, *condition = as_batch(data, self.data_shape, self.condition_dim)
         x = self.inside(x)
-        # The rows counted so far number the batch, and are back at 0 for each evaluation.
-        done = tf.cast(self.loss_tracker.count, tf.int64)
-        epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
+        # The number of rows evaluated so far numbers the batch; each evaluation starts at 0.
+        rows_done = tf.cast(self.loss_tracker.count, tf.int64)
+        epsilon = random.normal(tf.shape(x), self.seed, rows_done, Stream.EVALUATION_NOISE)
         if isinstance(self.noise, LogUniform):
-            sigma = self.noise.draw(tf.shape(x)[0], self.seed, done, Stream.EVALUATION_LEVEL)
+            sigma = self.noise.draw(tf.shape(x)[0], self.seed, rows_done, Stream.EVALUATION_LEVEL)
         else:
             sigma = tf.constant(self.noise.sigma, tf.float32)
         loss = self.row_losses(x, epsilon, sigma, *condition)
@@ -392,6 +423,8 @@ class DDE(Trainer):
     def metrics(self) -> list:
         return [self.loss_tracker]
 
+    # Reading the density.
+
     def log_density(
         self,
         x: Any,
@@ -400,27 +433,27 @@ class DDE(Trainer):
         conditions: Any = None,
         normalized: bool | None = None,
     ) -> tf.Tensor:
-        """log(p * N(0, sigma**2 I))(x), with a ``normalization`` in the data's own units.
+        """log(p * N(0, sigma**2 I))(x), in the data's own units.
 
-        Until ``log_partition`` has found a trusted log Z for this sigma it is unnormalised, up
-        to one unknown constant of this model: differences between points mean something, a
-        single value or another model's does not.  Given conditions, it is log p(x | condition),
-        and the unknown constant is another one at each condition: then only differences between
-        points at the same condition mean something.
+        Until ``log_partition`` has found a trusted log Z for this sigma, the values are
+        unnormalised: they contain one unknown constant of this model. Differences between points
+        then mean something; a single value, or the difference to another model's, does not. With
+        conditions it is log p(x | condition), and each condition has its own unknown constant:
+        only differences between points at the same condition mean something.
 
         Args:
             x: array, evaluated some thousand rows at a time, or tensor; (rows, *data_shape).
-            sigma: noise level; by default, and without ``LogUniform`` noise always, the one
-                that the density is read at.
+            sigma: noise level. By default, and always without ``LogUniform`` noise, it is the
+                noise's own ``sigma``.
             conditions: of a conditional density, shape (rows, condition_dim), or
                 (1, condition_dim) for all rows alike.
-            normalized: True: refuse without a trusted log Z, which conditions must have all.
-                False: s itself.  By default normalised if that is possible, otherwise s with an
+            normalized: True: raise an error without a trusted log Z (of each condition). False:
+                return s itself. By default normalised if possible, otherwise s with an
                 ``UnnormalizedWarning``.
 
         Returns:
-            float32 tensor, shape (rows,), in nats.  In a ``tf.function``, where conditions
-            can't be looked up beforehand, it is NaN at those without a trusted log Z.
+            float32 tensor, shape (rows,), in nats. Inside a ``tf.function``, where conditions
+            can't be looked up beforehand, it is NaN at conditions without a trusted log Z.
 
         Raises:
             ValueError: wrong rank or width, NaN or infinity, unscaled pixels, a sigma that was
@@ -428,26 +461,26 @@ class DDE(Trainer):
                 density that takes none, or none for one that does.
         """
         columns, level = self._columns(x, conditions), check_level(self.noise, sigma)
-        log_z, where = None, ""
+        log_z, place = None, ""
         if normalized is not False:
-            log_z, where = self._normalizer(level, *columns[1:])
+            log_z, place = self._trusted_log_z(level, *columns[1:])
         if log_z is None and normalized is not False:
             arguments = "data, conditions=conditions" if self.condition_dim else "data"
             message = (
-                f"This log-density is unnormalised: no trusted log Z at {where}. Call "
-                f"`log_partition({arguments})` first, or ask for s itself by `normalized=False`."
+                f"This log-density is unnormalised: no trusted log Z at {place}. Call "
+                f"`log_partition({arguments})` first, or pass `normalized=False` to get s itself."
             )
             if normalized:
                 raise ValueError(message)
             warnings.warn(message, UnnormalizedWarning, stacklevel=2)
-        sigma_ = tf.constant(level, tf.float32)
-        s = in_chunks(lambda x, *c: self._log_density(x, sigma_, *c), columns)
+        level_tensor = tf.constant(level, tf.float32)
+        s = in_chunks(lambda x, *c: self._log_density(x, level_tensor, *c), columns)
         return s if log_z is None else s - tf.cast(log_z, tf.float32)
 
     def score(self, x: Any, sigma: float | None = None, *, conditions: Any = None) -> tf.Tensor:
         """Gradient of the log-density at each row, in nats per unit of x.
 
-        Args and errors as for ``log_density``.
+        Args and errors are those of ``log_density``.
 
         Returns:
             float32 tensor, shape of ``x``.
@@ -457,18 +490,19 @@ class DDE(Trainer):
         return in_chunks(lambda x, *c: self._score(x, level, *c), columns)
 
     def anomaly_score(self, x: Any, *, conditions: Any = None) -> tf.Tensor:
-        """-log-density, the higher the stranger; up to a constant if there is no trusted log Z.
+        """Minus the log-density: the higher, the more anomalous the row.
 
-        Of a conditional density that constant would be another one at each condition, so there
-        it must have a trusted log Z at each.
+        Without a trusted log Z it is known up to a constant. In a conditional density that
+        constant would differ from condition to condition, so there each condition must have a
+        trusted log Z.
 
-        Args and errors as for ``log_density``.
+        Args and errors are those of ``log_density``.
 
         Returns:
             float32 tensor, shape (rows,), in nats.
         """
-        known = True if self.condition_dim else self.normalized
-        return -self.log_density(x, conditions=conditions, normalized=known)
+        normalized = True if self.condition_dim else self.normalized
+        return -self.log_density(x, conditions=conditions, normalized=normalized)
 
     def anomaly_threshold(
         self, x: Any, contamination: float = 0.1, *, conditions: Any = None
@@ -476,7 +510,7 @@ class DDE(Trainer):
         """The anomaly score that a share ``contamination`` of the rows ``x`` exceeds.
 
         Args:
-            x: array of normal and abnormal rows as they come, shape (rows, *data_shape).
+            x: array of normal and abnormal rows in their natural mix, (rows, *data_shape).
             contamination: share of abnormal rows, in (0, 0.5], as in scikit-learn.
             conditions: as for ``log_density``.
 
@@ -488,37 +522,8 @@ class DDE(Trainer):
         scores = self.anomaly_score(x, conditions=conditions).numpy()
         return float(np.quantile(scores, 1.0 - contamination))
 
-    @property
-    def normalized(self) -> bool:
-        """Whether ``log_density`` at its default sigma has a trusted log Z to subtract.
-
-        Of a conditional density: at each condition that ``log_partition`` was asked for.
-        """
-        if not self.condition_dim:
-            return self._normalizer(self.noise.sigma)[0] is not None
-        found = self.partitions
-        if found is None or not found.trusted:
-            return False
-        return {each.sigma for each in found.estimates} == {self.noise.sigma}
-
-    def _normalizer(self, sigma: float, conditions: Any = None) -> tuple[Any, str]:
-        """A trusted log Z, or None, and what for: a number, or one for each row of conditions."""
-        where = f"sigma = {sigma:g}"
-        if conditions is None:
-            found = self.partition
-            return found.value if found and found.trusted and found.sigma == sigma else None, where
-        known = self.partitions
-        if known is None:
-            return None, f"{where} and any condition"
-        log_z = in_chunks(lambda c: known.values(c, sigma), [conditions])
-        if tf.executing_eagerly():  # otherwise rows without a log Z become NaN
-            unknown = np.flatnonzero(np.isnan(log_z))
-            if len(unknown):
-                return None, f"{where} and condition {np.asarray(conditions)[unknown[0]].tolist()}"
-        return log_z, where
-
     def _columns(self, x: Any, conditions: Any) -> list[Any]:
-        """The rows and, if there are any, their conditions: arrays, or tensors as they came."""
+        """The rows and, if there are any, their conditions: checked arrays, or tensors."""
         rows = to_rows(x, "x", self.data_shape)
         if not tf.is_tensor(x):
             check_pixels(rows, "x", margin=10 * self.noise.sigma)
@@ -526,11 +531,45 @@ class DDE(Trainer):
 
     @tf.function(reduce_retracing=True)
     def _log_density(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        return self._outside(x, sigma, *condition)
+        return self._in_data_units(x, sigma, *condition)
 
     @tf.function(reduce_retracing=True)
     def _score(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        return score_of(lambda y: self._outside(y, sigma, *condition), x)
+        return score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
+
+    # log Z.
+
+    @property
+    def normalized(self) -> bool:
+        """Whether ``log_density`` at its default sigma has a trusted log Z to subtract.
+
+        For a conditional density: at each condition that ``log_partition`` was asked for.
+        """
+        if not self.condition_dim:
+            return self._trusted_log_z(self.noise.sigma)[0] is not None
+        if self.partitions is None or not self.partitions.trusted:
+            return False
+        return {known.sigma for known in self.partitions.estimates} == {self.noise.sigma}
+
+    def _trusted_log_z(self, sigma: float, conditions: Any = None) -> tuple[Any, str]:
+        """A trusted log Z, or None if there is none, and where it was looked for, in words.
+
+        Without conditions it is a number, otherwise a tensor of one number a row.
+        """
+        place = f"sigma = {sigma:g}"
+        if conditions is None:
+            known = self.partition
+            trusted = known is not None and known.trusted and known.sigma == sigma
+            return (known.value if known and trusted else None), place
+        partitions = self.partitions
+        if partitions is None:
+            return None, f"{place} and any condition"
+        log_z = in_chunks(lambda c: partitions.values(c, sigma), [conditions])
+        if tf.executing_eagerly():  # in a graph the rows without a log Z stay NaN
+            unknown = np.flatnonzero(np.isnan(log_z))
+            if len(unknown):
+                return None, f"{place} and condition {np.asarray(conditions)[unknown[0]].tolist()}"
+        return log_z, place
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -550,71 +589,72 @@ class DDE(Trainer):
     ) -> LogPartition | LogPartitions:
         """Estimate log Z, store it in ``partition`` and so normalise ``log_density``.
 
-        A conditional density has another log Z at each condition: here they are found one by
-        one for the distinct rows of ``conditions``, say for labels, each from the data of that
-        condition, and stored in ``partitions``.  Continuous conditions hardly ever come twice;
-        ``given`` normalises at one of them.
+        In a conditional density each condition has its own log Z. This method finds them one by
+        one for the distinct rows of ``conditions``, such as labels, each from the data of that
+        condition, and stores them in ``partitions``. Continuous conditions hardly ever repeat:
+        ``given`` returns a density at one of them, which can be normalised.
 
         Args:
-            data: array of shape (rows, *data_shape), better not the training data.
+            data: array of shape (rows, *data_shape), preferably not the training data.
             method: "ladder" (needs ``LogUniform`` noise, and is then the default), "importance"
                 (the default otherwise) or "annealed"; see ``tfdde.partition``.
             conditions: of the rows, for a conditional density: array of shape
                 (rows, condition_dim), or (1, condition_dim) for all rows alike; at most 100
-                distinct ones, with 100 rows or more of each.
-            sigma: noise level, by default the one that the density is read at.
+                distinct ones, with at least 100 rows of each.
+            sigma: noise level, by default the noise's own ``sigma``.
             samples: at each level; by default 10,000 for the ladder, 50,000 for importance
-                sampling, 5,000 each way for annealing.
+                sampling, 5,000 in each direction for annealing.
             moves: Hamiltonian moves at each level of "ladder" and "annealed".
             seed: of the samples.
 
         Returns:
-            The estimate with its error, or those of all conditions.  A ``UserWarning`` says so
-            if one can't be trusted.
+            The estimate with its error, or those of all conditions. A ``UserWarning`` is issued
+            if one of them is not trusted.
 
         Raises:
-            ValueError: wrong data or unknown method, the noise does not suit the method, or too
-                many conditions or too few rows of one.
+            ValueError: wrong data, an unknown method, noise that does not suit the method, too
+                many conditions, or too few rows of one.
         """
         rows = check_pixels(check_rows(data, "data", self.data_shape), "data")
         c = check_conditions(conditions, self.condition_dim, len(rows), single=True)
         rows = self.inside(tf.constant(rows)).numpy()
         settings = self.noise, method, sigma, samples, moves, seed
-        found: LogPartition | LogPartitions
+        result: LogPartition | LogPartitions
         if c is None:
-            found = self.partition = estimate(self.evaluator, rows, *settings)
+            result = self.partition = estimate(self.evaluator, rows, *settings)
         else:
             estimates = {}
             c = np.broadcast_to(c, (len(rows), self.condition_dim))
-            for condition, those in rows_by_condition(rows, c):
+            for condition, rows_there in rows_by_condition(rows, c):
 
                 def at(x: tf.Tensor, sigma: tf.Tensor, condition: Any = condition) -> tf.Tensor:
                     return self.at(x, sigma, repeated(condition, x))
 
-                estimates[condition] = estimate(at, those, *settings)
-            found = LogPartitions(tuple(estimates), tuple(estimates.values()))
-            self.partitions = found
-        if not found.trusted:
+                estimates[condition] = estimate(at, rows_there, *settings)
+            result = LogPartitions(tuple(estimates), tuple(estimates.values()))
+            self.partitions = result
+        if not result.trusted:
             advice = "train with tfdde.LogUniform noise and use the ladder"
             if isinstance(self.noise, LogUniform):
                 advice = "train longer, or give the network more units"
             warnings.warn(
-                f"This estimate can't be trusted, so `log_density` stays unnormalised: {found}. "
+                f"This estimate can't be trusted, so `log_density` stays unnormalised: {result}. "
                 f'Try method="annealed", or {advice}.',
                 UserWarning,
                 stacklevel=2,
             )
-        return found
+        return result
 
     def given(self, condition: Any) -> DDE:
         """The density at one condition: a ``DDE`` without conditions, with a copy of the weights.
 
-        It has all that such a density has: ``log_partition``, ``tfdde.tuning.select_sigma``,
-        saving, export.  Its log Z is that of ``partitions`` at the very condition, if there is
-        one.  Otherwise ``log_partition`` finds it, at continuous conditions too: it takes rows
-        of the condition, or of conditions nearby, for the ladder moves them to the density at
-        this one.  It does not tell whether the density is right there: between and beyond the
-        conditions of the training data, that is up to how the network goes on.
+        It has everything that a density without conditions has: ``log_partition``,
+        ``tfdde.tuning.select_sigma``, saving, export. Its log Z is that of ``partitions`` at
+        exactly this condition, if there is one. Otherwise ``log_partition`` finds it, also at a
+        continuous condition: give it rows of this condition or of conditions nearby, which the
+        ladder moves to the density at this one. That says nothing about whether the density is
+        right there: between and beyond the conditions of the training data it depends on how the
+        network interpolates.
 
         Args:
             condition: one condition, shape (condition_dim,).
@@ -634,6 +674,8 @@ class DDE(Trainer):
         dde.partition = self.partitions.of(condition) if self.partitions else None
         return dde
 
+    # Saving and loading.
+
     def get_config(self) -> dict[str, Any]:
         return {
             "network": keras.saving.serialize_keras_object(self.network),
@@ -651,12 +693,12 @@ class DDE(Trainer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DDE:
         config = dict(config)
-        config.setdefault("partitions", None)  # files of before there were conditions
+        config.setdefault("partitions", None)  # missing in files from before there were conditions
         for name in ("network", "noise", "base", "normalization", "partition", "partitions"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
-        found = {name: config.pop(name) for name in ("partition", "partitions")}
+        partition, partitions = config.pop("partition"), config.pop("partitions")
         dde = cls(**config)
-        dde.partition, dde.partitions = found["partition"], found["partitions"]
+        dde.partition, dde.partitions = partition, partitions
         return dde
 
     def get_compile_config(self) -> dict[str, Any] | None:
@@ -669,7 +711,7 @@ class DDE(Trainer):
 
 
 def in_chunks(function: Callable[..., tf.Tensor], columns: list[Any]) -> tf.Tensor:
-    """``function`` of ``columns``: arrays a few thousand rows at a time, tensors in one."""
+    """``function`` of ``columns``: arrays some thousand rows at a time, tensors in one call."""
     if any(tf.is_tensor(column) for column in columns):
         return function(*(tf.convert_to_tensor(column) for column in columns))
     starts = range(0, max(len(columns[0]), 1), CHUNK)

@@ -24,42 +24,46 @@ class Generator(Trainer):
     """One-shot sampler x = g(z), z ~ N(0, I), trained to minimise KL(q~ || p~).
 
     Here p~ and q~ are the densities of data and of g(z), both blurred by the same
-    noise.  Each training step fits the generated DDE s_q to fresh g(z) for
-    ``dde_steps`` updates, then moves g down the gradient of
-    E[s_q(g(z) + eta) - s_p(g(z) + eta)] with both densities held constant
-    (Algorithm 1; its printed "+" is a slip of sign).  The optimum is q = p,
-    not merely q~ = p~.
+    noise. Each training step first makes ``dde_steps`` updates of the generated DDE s_q on
+    fresh g(z), then moves g down the gradient of E[s_q(g(z) + eta) - s_p(g(z) + eta)] with
+    both densities held constant (Algorithm 1; its printed "+" is a sign slip). The optimum is
+    q = p, not merely q~ = p~.
 
-    >>> generator = tfdde.Generator(network, data_dde, generated_dde, latent_dim=16)
-    >>> generator.compile("adam", dde_optimizer="adam")
-    >>> generator.fit(x, batch_size=100, epochs=10)
-    >>> generator.sample(64, seed=1)
+    >>> def density():
+    ...     network = tfdde.networks.residual_mlp(2, width=16, depth=2)
+    ...     return tfdde.DDE(network, tfdde.Constant(0.5))
+    >>> network = tfdde.networks.residual_mlp(3, width=16, depth=2, output_shape=2)
+    >>> generator = tfdde.Generator(network, density(), density(), latent_dim=3, dde_steps=2)
+    >>> generator.compile("adam", dde_optimizer="adam", data_optimizer="adam")
+    >>> history = generator.fit(x, batch_size=128, verbose=0)
+    >>> sorted(history.history)
+    ['data_loss', 'dde_loss', 'loss']
+    >>> generator.sample(64, seed=1).shape
+    TensorShape([64, 2])
 
-    Of conditional densities it is a conditional sampler x = g(z, condition): in training s_p, s_q
-    and g all see the conditions of the batch's rows.
-
-    >>> generator.fit(x, keras.utils.to_categorical(labels, 10), batch_size=100, epochs=10)
-    >>> generator.sample(64, conditions=keras.utils.to_categorical([7], 10))
+    With conditional densities it is a conditional sampler x = g(z, condition). In training s_p,
+    s_q and g all see the conditions of the batch's rows: ``generator.fit(x, conditions)``, then
+    ``generator.sample(64, conditions=conditions[:64])``.
 
     Args:
         generator: Keras model (batch, latent_dim) -> (batch, *shape), with a second input
             ``condition`` (batch, k) if the densities take one.
-        data_dde: s_p, a ``DDE`` of the data: trained before and frozen, or trained
-            along if ``compile`` is given a ``data_optimizer``.
+        data_dde: s_p, a ``DDE`` of the data: trained beforehand and frozen, or trained together
+            with g if ``compile`` is given a ``data_optimizer``.
         generated_dde: s_q, another ``DDE`` of the same shape and noise level.
         latent_dim: dimensions of z.
         dde_steps: updates of s_q for each update of g.
-        data_steps: updates of s_p for each update of g, if it is trained along.
-        relative: let the generated DDE's network learn s_q - s_p instead of s_q.  What it cannot
-            express is then a small difference, of which the generator sees no more than that;
-            a frozen s_p costs s_q's updates about half as much again.  ``generated_dde`` by
-            itself is no density then.
-        level_power: with ``LogUniform`` noise, levels are weighed by (sigma / minimum) to this
+        data_steps: updates of s_p for each update of g, if s_p is trained together with g.
+        relative: let the generated DDE's network learn s_q - s_p instead of s_q. Its error is
+            then an error of that small difference only, which is all that the generator sees.
+            With a frozen s_p an update of s_q costs about half as much again, and
+            ``generated_dde`` by itself is not a density.
+        level_power: with ``LogUniform`` noise, levels are weighted by (sigma / minimum) to this
             power; the optimum is the same.
         seed: integer in [0, 2**31) that fixes latents and noise; by default drawn.
 
     Raises:
-        ValueError: shapes or noise levels do not fit together.
+        ValueError: shapes, conditions or noise levels do not fit together.
     """
 
     def __init__(
@@ -147,8 +151,8 @@ class Generator(Trainer):
         Args:
             optimizer: of the generator.
             dde_optimizer: of the generated DDE; it makes ``dde_steps`` updates a step.
-            data_optimizer: of the data DDE, which then makes ``data_steps`` updates a step
-                on the batch; None leaves the data DDE frozen.
+            data_optimizer: of the data DDE; it makes ``data_steps`` updates a step on the
+                batch. None leaves the data DDE frozen.
             run_eagerly, steps_per_execution, jit_compile: as in ``DDE.compile``.
         """
         super().compile(
@@ -174,29 +178,29 @@ class Generator(Trainer):
         self.dde_optimizer.build(self.generated_dde.network.trainable_variables)
         if self.data_optimizer is not None:
             self.data_optimizer.build(self.data_dde.network.trainable_variables)
-        self._descend = self.maybe_jit(self._loss_and_gradients)
-        under = self.data_dde.at if self.relative else None
+        reference = self.data_dde.at if self.relative else None
 
-        def of_generated(*given: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            return self.generated_dde.loss_and_gradients(*given, under=under)
+        def generated_gradients(*args: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            return self.generated_dde.loss_and_gradients(*args, reference=reference)
 
-        self._of_data = self.maybe_jit(self.data_dde.loss_and_gradients)
-        self._of_generated = self.maybe_jit(of_generated)
+        self._generator_gradients = self.maybe_jit(self._loss_and_gradients)
+        self._data_gradients = self.maybe_jit(self.data_dde.loss_and_gradients)
+        self._generated_gradients = self.maybe_jit(generated_gradients)
 
     def call(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """g(z) or g(z, condition), shape (batch, *data_shape)."""
         x = self.generator(z if condition is None else [z, condition])
-        return tf.cast(x, tf.float32)  # it may compute in bfloat16
+        return tf.cast(x, tf.float32)  # the network may compute in bfloat16
 
     def _latent(self, count: Any, iteration: Any, stream: Stream) -> tf.Tensor:
         return random.normal((count, self.latent_dim), self.seed, iteration, stream)
 
-    def _level(self, rows: tf.Tensor, draws: Any, stream: Stream) -> tf.Tensor:
-        """Sigma of the rows: a level each with ``LogUniform`` noise, otherwise one for all."""
+    def _level(self, rows: tf.Tensor, iteration: Any, stream: Stream) -> tf.Tensor:
+        """Sigma: one level for each row with ``LogUniform`` noise, otherwise one for all."""
         noise = self.data_dde.noise
         if isinstance(noise, LogUniform):
-            return noise.draw(rows, self.seed, draws, stream)
-        if self.data_optimizer is None:  # a frozen s_p knows its final level only
+            return noise.draw(rows, self.seed, iteration, stream)
+        if self.data_optimizer is None:  # a frozen s_p was trained down to its final level
             return tf.constant(noise.sigma, tf.float32)
         return noise.at(tf.convert_to_tensor(self.optimizer.iterations))
 
@@ -209,17 +213,17 @@ class Generator(Trainer):
             assert self.data_optimizer is not None
             sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
             loss, count = self.data_dde.minimize(
-                self._of_data, x, self.data_optimizer, sigma, *condition
+                self._data_gradients, x, self.data_optimizer, sigma, *condition
             )
             update_mean(self.data_loss_tracker, loss, count)
 
         def update_generated() -> None:
-            done = self.dde_optimizer.iterations
-            z = self._latent(rows, done, Stream.LATENT_DENSITY)
-            sigma = self._level(rows, done, Stream.GENERATED_LEVEL)
+            updates = self.dde_optimizer.iterations
+            z = self._latent(rows, updates, Stream.LATENT_DENSITY)
+            sigma = self._level(rows, updates, Stream.GENERATED_LEVEL)
             y = self.call(z, *condition)
             loss, count = self.generated_dde.minimize(
-                self._of_generated, y, self.dde_optimizer, sigma, *condition
+                self._generated_gradients, y, self.dde_optimizer, sigma, *condition
             )
             update_mean(self.dde_loss_tracker, loss, count)
 
@@ -230,7 +234,7 @@ class Generator(Trainer):
         z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
         epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)
         sigma = self._level(rows, iteration, Stream.GENERATOR_LEVEL)
-        loss, gradients = self._descend(z, epsilon, sigma, total, *condition)
+        loss, gradients = self._generator_gradients(z, epsilon, sigma, total, *condition)
         self.optimizer.apply_gradients(
             zip(gradients, self.generator.trainable_variables, strict=True)
         )
@@ -257,27 +261,29 @@ class Generator(Trainer):
     ) -> tf.Tensor:
         """w(sigma) (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
         x = self.call(z, *condition)
-        given = x + per_row(sigma, x) * epsilon, sigma, *condition
+        y = x + per_row(sigma, x) * epsilon
         if self.relative:
-            difference = self.generated_dde.correction(*given)
+            difference = self.generated_dde.correction(y, sigma, *condition)
         else:
-            difference = self.generated_dde.at(*given) - self.data_dde.at(*given)
+            s_q = self.generated_dde.at(y, sigma, *condition)
+            difference = s_q - self.data_dde.at(y, sigma, *condition)
         noise = self.data_dde.noise
         if not isinstance(noise, LogUniform):
             return difference
-        # The scores differ by something like 1 / sigma: with 1, every level pulls alike.
+        # The scores differ by about 1 / sigma, so a power of 1 makes every level pull alike.
         return tf.pow(sigma / noise.minimum, self.level_power) * difference
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Mean of s_q - s_p on fresh samples, as many as the batch has rows."""
+        """Mean of w(sigma) (s_q - s_p) on fresh samples, as many as the batch has rows."""
         x, *condition = as_batch(data, self.data_shape, self.condition_dim)
-        done = tf.cast(self.loss_tracker.count, tf.int64)
-        z = self._latent(tf.shape(x)[0], done, Stream.SAMPLE)
-        epsilon = random.normal(tf.shape(x), self.seed, done, Stream.EVALUATION_NOISE)
+        # The number of rows evaluated so far numbers the batch; each evaluation starts at 0.
+        rows_done = tf.cast(self.loss_tracker.count, tf.int64)
+        z = self._latent(tf.shape(x)[0], rows_done, Stream.SAMPLE)
+        epsilon = random.normal(tf.shape(x), self.seed, rows_done, Stream.EVALUATION_NOISE)
         noise = self.data_dde.noise
         sigma = tf.constant(noise.sigma, tf.float32)
         if isinstance(noise, LogUniform):
-            sigma = noise.draw(tf.shape(x)[0], self.seed, done, Stream.EVALUATION_LEVEL)
+            sigma = noise.draw(tf.shape(x)[0], self.seed, rows_done, Stream.EVALUATION_LEVEL)
         loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
         update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
@@ -293,9 +299,9 @@ class Generator(Trainer):
         """``n`` samples g(z), without noise.
 
         Args:
-            n: how many.
-            seed: the same seed gives the same samples, and the first ones of a larger n;
-                by default drawn.
+            n: number of samples.
+            seed: the same seed gives the same samples, also as the first ones of a larger n.
+                By default it is drawn.
             conditions: of a conditional sampler, shape (n, condition_dim), or
                 (1, condition_dim) for all samples alike.
 
@@ -307,8 +313,8 @@ class Generator(Trainer):
                 none, none for one that does, or of a wrong shape.
         """
         n, seed = check_integer(n, "n", minimum=0), random.check_seed(seed)
-        given = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
-        condition = [tf.convert_to_tensor(column) for column in given]
+        columns = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
+        condition = [tf.convert_to_tensor(column) for column in columns]
         return self._sample(tf.constant(n), tf.constant(seed, tf.int64), *condition)
 
     @tf.function(reduce_retracing=True)
@@ -316,9 +322,17 @@ class Generator(Trainer):
         return self.call(random.latents(self.latent_dim, n, seed), *condition)
 
     def decode(self, z: Any, conditions: Any = None) -> tf.Tensor:
-        """g(z) for latents of shape (rows, latent_dim): float32, shape (rows, *data_shape).
+        """g(z) for given latents.
 
-        ``conditions`` are as for ``sample``.
+        Args:
+            z: latents, shape (rows, latent_dim).
+            conditions: as for ``sample``.
+
+        Returns:
+            float32 tensor, shape (rows, *data_shape).
+
+        Raises:
+            ValueError: wrong shape, NaN or infinity.
         """
         z = to_rows(z, "z", (self.latent_dim,))
         columns = z, *to_conditions(conditions, self.condition_dim, z)
@@ -348,9 +362,9 @@ class Generator(Trainer):
         return self.decode((1.0 - weight) * ends[0] + weight * ends[1], conditions)
 
     def given(self, condition: Any) -> Generator:
-        """The sampler at one condition: a ``Generator`` without, with a copy of the weights.
+        """The sampler at one condition: a ``Generator`` that takes none, with copied weights.
 
-        Its densities are ``DDE.given`` of this one's.
+        Its densities are ``DDE.given`` of this generator's densities.
 
         Args:
             condition: one condition, shape (condition_dim,).

@@ -1,4 +1,4 @@
-"""What the two trained models share: `fit` under any strategy, resumable to the bit."""
+"""The training that ``DDE`` and ``Generator`` share: any strategy, resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DivergedError(RuntimeError):
     """Training produced a loss or a weight that is not finite.
 
     Attributes:
-        step: training iterations done when it was noticed.
-        loss: the offending values by name.
+        step: number of training iterations when it was noticed.
+        loss: the values that are not finite, by name.
     """
 
     def __init__(self, step: int, loss: dict[str, float]):
@@ -33,17 +33,17 @@ class DivergedError(RuntimeError):
         super().__init__(
             f"Training diverged at step {step}: {values}. Lower the learning rate, set the "
             "optimizer's `clipnorm`, raise sigma, or look for NaN in the data; the last "
-            "checkpoint, if any, is from before."
+            "checkpoint, if there is one, is from before the divergence."
         )
 
 
 def not_finite(values: dict[str, Any]) -> dict[str, float]:
-    """Those of the values, by name, that are NaN or infinite."""
+    """The values that are NaN or infinite, by name."""
     return {name: float(v) for name, v in values.items() if not np.isfinite(v).all()}
 
 
 class StopOnDivergence(keras.callbacks.Callback):
-    """Raise ``DivergedError`` at the first step whose logs are not finite; `fit` adds it."""
+    """Raise ``DivergedError`` at the first step whose logs are not finite; ``fit`` adds it."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if bad := not_finite(logs or {}):
@@ -51,7 +51,7 @@ class StopOnDivergence(keras.callbacks.Callback):
 
 
 class EpochCounter(keras.callbacks.Callback):
-    """Tell the epoch to a tf.Variable on which the order of the rows depends."""
+    """Write the epoch to a tf.Variable on which the order of the rows depends."""
 
     def __init__(self, variable: Any):
         super().__init__()
@@ -67,10 +67,10 @@ def is_dataset(x: Any) -> bool:
 
 
 def global_count(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows of ``x`` in this replica and in all replicas together, as float32.
+    """Number of rows of ``x`` in this replica and in all replicas together, as float32.
 
-    A loss is the local sum over the global count, because optimizers sum the
-    gradients of the replicas; that is right also for uneven and empty replicas.
+    A loss is the local sum divided by the global count, because optimizers sum the gradients of
+    the replicas. This is right for uneven and empty replicas, too.
     """
     local = tf.cast(tf.shape(x)[0], tf.float32)
     context = tf.distribute.get_replica_context()
@@ -83,10 +83,10 @@ def update_mean(metric: keras.metrics.Mean, total: tf.Tensor, count: tf.Tensor) 
 
 
 def repeat(update: Callable[[], None], times: int) -> None:
-    """Make an update of variables several times in one step.
+    """Call ``update``, which changes variables, several times in one step.
 
-    As a loop, which is traced and compiled once; unrolled without a graph, and under a strategy,
-    where optimizers may not stand in a tf.while_loop.
+    In a graph it is a loop, which is traced and compiled once. Eagerly, and under a strategy,
+    where optimizers can't be inside a tf.while_loop, the calls follow one another.
     """
     if times == 1 or tf.executing_eagerly() or tf.distribute.has_strategy():
         for _ in range(times):
@@ -103,10 +103,10 @@ def repeat(update: Callable[[], None], times: int) -> None:
 class Trainer(keras.Model):
     """Base of ``DDE`` and ``Generator``: checked input, one code path for every strategy.
 
-    A subclass gives ``data_shape`` (the shape of one row), ``condition_dim`` (the entries of
-    its condition, if any), ``seed``, ``train_step`` and ``test_step``.  Keras's own train
+    A subclass defines ``data_shape`` (the shape of one row), ``condition_dim`` (the entries of
+    its condition, 0 for none), ``seed``, ``train_step`` and ``test_step``. Keras's own train
     function fails with ``steps_per_execution`` > 1 under a strategy and with several hosts;
-    this one loops in cross-replica context, which works for all.
+    the one here loops in cross-replica context, which works in all cases.
     """
 
     data_shape: tuple[int, ...]
@@ -117,7 +117,7 @@ class Trainer(keras.Model):
     test_function: Any
 
     def __init__(self, **kwargs: Any):
-        # Under a policy of mixed precision too: the networks have their own.
+        # Also under a policy of mixed precision, which concerns the networks only.
         super().__init__(**({"dtype": "float32"} | kwargs))
 
     def fit(
@@ -140,27 +140,27 @@ class Trainer(keras.Model):
     ) -> keras.callbacks.History:
         """Train as ``keras.Model.fit`` does, on data without targets.
 
-        The order of the rows of an array depends on (seed, epoch) alone, so a run
-        resumed at an epoch equals an uninterrupted one.
+        The order of an array's rows depends on (seed, epoch) alone, so a run that is resumed at
+        an epoch equals an uninterrupted one.
 
         Args:
             x: array of shape (rows, *data_shape), or a tf.data.Dataset of such batches; for
                 networks with an input ``condition`` a dataset of pairs (x, conditions).
             conditions: of the rows, for networks with an input ``condition`` only: array of
-                shape (rows, condition_dim).  Labels become one-hot rows by
-                ``keras.utils.to_categorical``; scale other conditions to about unit scale.
+                shape (rows, condition_dim). ``keras.utils.to_categorical`` makes such rows of
+                labels; scale other conditions to about unit scale.
             batch_size: rows in a batch of an array; 32 if not given.
             validation_split: share of the last rows of an array to hold out.
-            validation_data: array or dataset to evaluate after each epoch; an array with
-                conditions is a pair (x, conditions).
+            validation_data: array or dataset to evaluate after each epoch; with conditions a
+                pair of arrays (x, conditions) or a dataset of pairs.
             callbacks, epochs and the others: as in ``keras.Model.fit``.
 
         Returns:
             The History of losses.
 
         Raises:
-            ValueError: wrong rank or width, no rows, NaN or infinity, unscaled pixels, or
-                conditions that the network does not take, or takes and were not given.
+            ValueError: wrong rank or width, no rows, NaN or infinity, unscaled pixels,
+                conditions for a network that takes none, or none for one that does.
             DivergedError: the loss stopped being finite.
         """
         callbacks = [StopOnDivergence(), *(callbacks or [])]
@@ -212,11 +212,12 @@ class Trainer(keras.Model):
         )
 
     def evaluate(self, x: Any, conditions: Any = None, **kwargs: Any) -> Any:
-        """Mean loss on ``x`` and ``conditions``, as of ``fit``; else as ``keras.Model.evaluate``.
+        """Mean loss on ``x`` and ``conditions``, which are as for ``fit``.
 
-        The noise is the same at every call, so values can be compared.
+        The noise is the same at every call, so the values of different models can be compared.
+        The other arguments are those of ``keras.Model.evaluate``.
         """
-        if kwargs.get("_use_cached_eval_dataset"):  # from `fit`, which has checked them
+        if kwargs.get("_use_cached_eval_dataset"):  # called by `fit`, which has checked the data
             return super().evaluate(x, **kwargs)
         x, conditions = self._check_data(x, conditions, "x", "conditions")
         return super().evaluate(x, conditions, **kwargs)
@@ -246,10 +247,10 @@ class Trainer(keras.Model):
         return self._check_data(x, conditions, f"{name}[0]", f"{name}[1]")
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing: all is built from the start.
+        """Do nothing: the networks are built from the start.
 
-        Under a strategy Keras's own takes a batch for it, which `fit` with ``steps_per_epoch``
-        would then miss, and several hosts can't if the batch doesn't divide evenly.
+        Under a strategy Keras's method takes a batch out of the data, which is then missing with
+        ``steps_per_epoch``, and fails on several hosts if the batch does not divide evenly.
         """
 
     def group_steps(self, steps: int) -> None:
@@ -269,7 +270,7 @@ class Trainer(keras.Model):
         return self.test_function
 
     def _loop(self, step: Callable, names: list[str]) -> Callable:
-        """Function of an iterator that makes the steps of one execution: their last logs."""
+        """A function that makes the steps of one execution and returns the last step's logs."""
         strategy, repeats = self.distribute_strategy, self.steps_per_execution
 
         def on_batch(batch: Any) -> Any:
@@ -288,7 +289,7 @@ class Trainer(keras.Model):
                 if batch.has_value():
                     logs = on_batch(batch.get_value())
                 elif k == 0:
-                    next(iterator)  # which tells of the end
+                    next(iterator)  # raises OutOfRangeError, the end of the epoch
             return logs
 
         if self.run_eagerly:
@@ -299,15 +300,10 @@ class Trainer(keras.Model):
         def function(iterator: Any) -> Any:
             if isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator):
                 return compiled(iterator)
-            return one(next(iterator))  # train_on_batch hands over a Python generator
+            return one(next(iterator))  # `train_on_batch` passes a Python generator
 
         return function
 
     def maybe_jit(self, function: Callable) -> Callable:
-        """Compile ``function``, which must touch one replica only, as `compile` was told."""
+        """Trace ``function``, which runs within one replica, with XLA if `compile` asked for it."""
         return tf.function(function, jit_compile=bool(self.jit_compile), reduce_retracing=True)
-
-
-def size(shape: tuple[int, ...]) -> int:
-    """Number of entries of one row."""
-    return int(np.prod(shape))

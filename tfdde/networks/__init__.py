@@ -1,4 +1,4 @@
-"""Networks for densities and generators, the layers that they are made of, and first weights."""
+"""Networks for densities and generators, their layers, and initial weights."""
 
 from tfdde.networks.convolutional import conv_density, conv_generator
 from tfdde.networks.dense import check_scalar, condition_width, dense_block, residual_mlp

@@ -1,7 +1,7 @@
 """Convolutional networks for images, from layers that every export target understands.
 
-Beside the paper's dense blocks: they know that pixels have neighbours.  Images of any size, with
-one channel or several.
+Unlike the paper's dense blocks they use that pixels have neighbours. Images may have any size,
+and one channel or several.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ import tensorflow as tf
 from tfdde.networks.layers import Concat, ResidualSum
 from tfdde.utils.checks import check_integer
 
-KERNEL = 4  # of layers that halve or double the image: a multiple of the stride, so no grid shows
+KERNEL = 4  # of layers that halve or double the image; multiples of the stride show no grid
 SMALLEST = 8  # the image is halved while its longer side exceeds this
 
 
 def _pad(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """Rows of zeros below those of x, to so many."""
-    more = tf.maximum(rows - tf.shape(x)[0], 0)
-    padded = tf.pad(x, [[0, more], *[[0, 0]] * (x.shape.rank - 1)])
-    return tf.reshape(padded, (-1, *x.shape[1:]))  # TFLite would not know the sizes otherwise
+    """Append rows of zeros to x until it has ``rows`` rows."""
+    missing = tf.maximum(rows - tf.shape(x)[0], 0)
+    padded = tf.pad(x, [[0, missing], *[[0, 0]] * (x.shape.rank - 1)])
+    return tf.reshape(padded, (-1, *x.shape[1:]))  # without it TFLite does not know the sizes
 
 
 @tf.custom_gradient
 def _one_or_more(x: tf.Tensor) -> Any:
     count = tf.shape(x)[0]
-    return _pad(x, tf.constant(1)), lambda dy: dy[:count]  # TFLite lacks Pad's own gradient
+    return _pad(x, tf.constant(1)), lambda dy: dy[:count]  # TFLite lacks the gradient of Pad
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
 class OneOrMore(keras.layers.Layer):
-    """A batch as it is, but one row of zeros in place of none.
+    """Pass a batch on, but replace an empty one by one row of zeros.
 
-    Of no rows TensorFlow's convolution on CPUs returns the shape of its input, which the next
-    layer refuses; an artifact must score any number of rows.  ``First`` takes the row away again.
+    For an empty batch, TensorFlow's CPU convolution returns the shape of its input, which the
+    next layer refuses; an exported model must score any number of rows. ``First`` removes the
+    row again.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -46,7 +47,7 @@ class OneOrMore(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfdde")
 class First(keras.layers.Layer):
-    """As many rows of the first input as the second has."""
+    """The first rows of the first input, as many as the second input has."""
 
     def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
         y, like = inputs
@@ -72,8 +73,8 @@ def _check_image(shape: Any) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _lively() -> keras.Initializer:
-    """SiLU units keep their variance; from Glorot's weights s is flat, and long stays so."""
+def _keeps_variance() -> keras.Initializer:
+    """Initial weights that keep the variance of SiLU units; with Glorot's s stays flat long."""
     return keras.initializers.VarianceScaling(3.0, "fan_in", "normal")
 
 
@@ -81,12 +82,12 @@ def _halvings(shape: tuple[int, int, int]) -> int:
     return max(1, math.ceil(math.log2(max(shape[:2]) / SMALLEST)))
 
 
-def _active(h: keras.KerasTensor, given: Any, activation: Any) -> keras.KerasTensor:
-    """f(h + shift), where level and condition shift each entry: not at all at first."""
-    if given is not None:
+def _active(h: keras.KerasTensor, features: Any, activation: Any) -> keras.KerasTensor:
+    """f(h + shift); the shift is linear in the features of level and condition, and 0 at first."""
+    if features is not None:
         shape = h.shape[1:]
         shift = keras.layers.Dense(math.prod(shape), use_bias=False, kernel_initializer="zeros")
-        h = ResidualSum()([h, keras.layers.Reshape(shape)(shift(given))])
+        h = ResidualSum()([h, keras.layers.Reshape(shape)(shift(features))])
     return keras.layers.Activation(activation)(h)
 
 
@@ -103,15 +104,19 @@ def conv_density(
     """Residual convolutional network to one scalar s(x).
 
     Convolutions of stride 2 until the image has at most 8 rows and columns, then ``depth``
-    residual ones, a dense layer, and a linear output.  Its gradient, the score, goes back through
-    the same layers: an encoder and decoder with one set of weights.
+    residual convolutions, a dense layer and a linear output. The score, its gradient, goes back
+    through the same layers, like a decoder that shares its weights with the encoder.
+
+    >>> network = tfdde.networks.conv_density((28, 28, 1), width=8, units=32, levels=True)
+    >>> network.input_shape, network.output_shape
+    ([(None, 28, 28, 1), (None, 1)], (None, 1))
 
     Args:
         image_shape: (height, width, channels), any size.
         width: channels after the first layer, doubled after the second.
         depth: residual layers at the lowest resolution.
         units: of the dense layer.
-        activation: of all hidden layers; smooth, for the score is its derivative.
+        activation: of all hidden layers; it must be smooth, since the score is a derivative.
         levels: give the model a second input ``level`` (batch, 1) for the noise level, as
             ``LogUniform`` needs it.
         conditions: entries of a condition; with any, the model has a last input ``condition``
@@ -129,27 +134,27 @@ def conv_density(
     units, conditions = check_integer(units, "units"), check_integer(conditions, "conditions", 0)
     layers = keras.layers
     x = keras.Input(shape, name="x")
-    others = [keras.Input((1,), name="level")] if levels else []
+    extra = [keras.Input((1,), name="level")] if levels else []
     if conditions:
-        others.append(keras.Input((conditions,), name="condition"))
-    given = None
-    if others:
-        given = others[0] if len(others) == 1 else Concat()(others)
-        given = layers.Dense(width, activation=activation)(OneOrMore()(given))
+        extra.append(keras.Input((conditions,), name="condition"))
+    features = None
+    if extra:
+        features = extra[0] if len(extra) == 1 else Concat()(extra)
+        features = layers.Dense(width, activation=activation)(OneOrMore()(features))
     h = OneOrMore()(x)
     for k in range(_halvings(shape)):
         channels = width if k == 0 else 2 * width
-        h = layers.Conv2D(channels, KERNEL, 2, "same", kernel_initializer=_lively())(h)
-        h = _active(h, given, activation)
+        h = layers.Conv2D(channels, KERNEL, 2, "same", kernel_initializer=_keeps_variance())(h)
+        h = _active(h, features, activation)
     for _ in range(depth):
-        f = layers.Conv2D(h.shape[-1], 3, padding="same", kernel_initializer=_lively())(h)
-        h = ResidualSum()([h, _active(f, given, activation)])
+        f = layers.Conv2D(h.shape[-1], 3, padding="same", kernel_initializer=_keeps_variance())(h)
+        h = ResidualSum()([h, _active(f, features, activation)])
     h = layers.Flatten()(h)
-    h = Concat()([h, given]) if others else h
-    h = layers.Dense(units, activation=activation, kernel_initializer=_lively())(h)
-    # grad_x does not see a bias, which would never be trained.
+    h = Concat()([h, features]) if extra else h
+    h = layers.Dense(units, activation=activation, kernel_initializer=_keeps_variance())(h)
+    # The output has no bias: its gradient in x, which is trained, has none.
     s = First(name="s")([layers.Dense(1, use_bias=False)(h), x])
-    return keras.Model([x, *others] if others else x, s, name=name)
+    return keras.Model([x, *extra] if extra else x, s, name=name)
 
 
 def conv_generator(
@@ -162,7 +167,13 @@ def conv_generator(
     conditions: int = 0,
     name: str | None = None,
 ) -> keras.Model:
-    """Generator of images as in DCGAN (Radford et al. 2016): a dense layer, then doublings.
+    """Generator of images as in DCGAN (Radford et al. 2016).
+
+    Two dense layers, then transposed convolutions that double height and width.
+
+    >>> network = tfdde.networks.conv_generator(16, (28, 28, 1), width=8)
+    >>> network.input_shape, network.output_shape
+    ((None, 16), (None, 28, 28, 1))
 
     Args:
         latent_dim: dimensions of z.
@@ -190,23 +201,28 @@ def conv_generator(
     halvings = _halvings(shape)
     rows, columns = (math.ceil(n / 2**halvings) for n in shape[:2])
     for units in (8 * width, rows * columns * 2 * width):
-        h = layers.Dense(units, activation=activation, kernel_initializer=_lively())(h)
+        h = layers.Dense(units, activation=activation, kernel_initializer=_keeps_variance())(h)
     h = layers.Reshape((rows, columns, 2 * width))(h)
     for _ in range(depth):
         f = layers.Conv2D(
-            2 * width, 3, padding="same", activation=activation, kernel_initializer=_lively()
+            2 * width,
+            3,
+            padding="same",
+            activation=activation,
+            kernel_initializer=_keeps_variance(),
         )(h)
         h = ResidualSum()([h, f])
     for k in range(halvings, 0, -1):
         channels = shape[2] if k == 1 else width if k == 2 else 2 * width
-        # Of KERNEL**2 weights a pixel meets one in four, and Keras takes "in" for "out" here.
+        # A pixel sees one in four of the KERNEL**2 weights, and Keras computes "fan_out" here
+        # from the number of inputs.
         gain = 4.0 if k == 1 else 12.0
-        lively = keras.initializers.VarianceScaling(gain, "fan_out", "normal")
-        h = layers.Conv2DTranspose(channels, KERNEL, 2, "same", kernel_initializer=lively)(h)
+        scaled = keras.initializers.VarianceScaling(gain, "fan_out", "normal")
+        h = layers.Conv2DTranspose(channels, KERNEL, 2, "same", kernel_initializer=scaled)(h)
         if k > 1:
             h = layers.Activation(activation)(h)
-    spare = [(0, n * 2**halvings - m) for n, m in zip((rows, columns), shape, strict=False)]
-    if any(right for _, right in spare):
-        h = layers.Cropping2D(spare)(h)
+    surplus = [(0, n * 2**halvings - m) for n, m in zip((rows, columns), shape, strict=False)]
+    if any(right for _, right in surplus):
+        h = layers.Cropping2D(surplus)(h)
     x = First(name="y")([layers.Activation(output_activation)(h), z])
     return keras.Model([z, *condition] if conditions else z, x, name=name)

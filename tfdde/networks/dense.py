@@ -1,11 +1,10 @@
 """The paper's networks, from layers that every export target understands.
 
-All are Functional models with an input named ``x``, so that they load from
-``.keras`` files without custom code and export with a readable signature.
-Three choices serve TFLite: sums of residuals are ``tf.add_n`` and concatenation has
-its own gradient (those of ``+`` and ``tf.concat`` with a dynamic batch need ops that
-TFLite lacks), and Softplus is written so that it does not overflow when lowered to
-``log(1 + exp(x))``.
+All are Functional models with an input named ``x``, so that they load from ``.keras`` files
+without custom code and export with a readable signature. Three choices serve TFLite: residuals
+are added by ``tf.add_n`` and concatenation has its own gradient, since the gradients of ``+`` and
+``tf.concat`` with a dynamic batch size need operations that TFLite lacks; and Softplus does not
+overflow when the converter lowers it to ``log(1 + exp(x))``.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ def _flat_input(input_shape: Shape, levels: bool, conditions: int) -> tuple[Any,
     conditions = check_integer(conditions, "conditions", 0)
     x = keras.Input(shape, name="x")
     flat = x if len(shape) == 1 else keras.layers.Flatten()(x)
-    others = [keras.Input((1,), name="level")] if levels else []
+    extra = [keras.Input((1,), name="level")] if levels else []
     if conditions:
-        others.append(keras.Input((conditions,), name="condition"))
-    return ([x, *others], Concat()([flat, *others])) if others else (x, flat)
+        extra.append(keras.Input((conditions,), name="condition"))
+    return ([x, *extra], Concat()([flat, *extra])) if extra else (x, flat)
 
 
 def _output(h: keras.KerasTensor, output_shape: Shape | None, activation: Any) -> Any:
     if output_shape is None:
-        # A scalar log-density: grad_x does not see a bias, which would never be trained.
+        # A scalar log-density has no bias: its gradient in x, which is trained, has none.
         return keras.layers.Dense(1, use_bias=False, activation=activation, name="s")(h)
     shape = _check_shape(output_shape, "output_shape")
     y = keras.layers.Dense(math.prod(shape), activation=activation, name="y")(h)
@@ -70,8 +69,15 @@ def residual_mlp(
 ) -> keras.Model:
     """Residual MLP: a linear layer to ``width``, ``depth`` times h + f(Wh + b), a linear output.
 
-    The paper's network for 2-D data (25 x 32) and tables (25 x 64 or 25 x 128).  The
-    initial weights suit inputs of about unit scale.
+    The paper's network for 2-D data (25 x 32) and tables (25 x 64 or 25 x 128). The initial
+    weights suit inputs of about unit scale.
+
+    >>> network = tfdde.networks.residual_mlp(2, width=32, depth=25)
+    >>> network.output_shape, network.count_params()
+    ((None, 1), 26528)
+    >>> network = tfdde.networks.residual_mlp(2, levels=True, conditions=10)
+    >>> [i.name for i in network.inputs]
+    ['x', 'level', 'condition']
 
     Args:
         input_shape: shape of one input, an int for flat vectors.
@@ -86,9 +92,10 @@ def residual_mlp(
         experts: make the scalar a sum of so many log-mixtures (``ProductOfMixtures``) instead
             of a linear output; 0 as in the paper.
         components: of each of these mixtures.
-        spread: standard deviation of the first layer's units at first, for inputs of unit
-            scale; their offsets are uniform in twice that.  Low for smooth densities, high for
-            sharp ones: it is about how many bends a unit's direction begins with.
+        spread: initial standard deviation of the first layer's units, for inputs of unit scale;
+            their offsets are uniform in plus or minus twice that. Choose it low for smooth
+            densities and high for sharp ones: it is about the number of bends along a unit's
+            direction at the start.
         conditions: entries of a condition; with any, the model has a last input ``condition``
             (batch, conditions).
         name: the model's name.
@@ -106,21 +113,21 @@ def residual_mlp(
         check_integer(components, "components"),
     )
     x, h = _flat_input(input_shape, levels, conditions)
-    # Directions and offsets spread the kinks over a few units around the origin, and branches
-    # of variance 1 / depth keep the sum's scale: from Glorot's initialisation 25 layers learn
-    # next to nothing in 1,500 steps (KL 0.25 against 0.002 nats on the checkerboard).
-    # Entries of a condition, which may be many that are 0, don't make x's own weights smaller.
+    # Directions and offsets spread the bends over a few units around the origin, and branches
+    # of variance 1 / depth keep the scale of the sum. With Glorot's initial weights 25 layers
+    # learn next to nothing in 1,500 steps (KL 0.25 against 0.002 nats on the checkerboard).
+    # The entries of a condition, most of which may be 0, don't make the weights of x smaller.
     fan_in = h.shape[-1] / (h.shape[-1] - conditions)
     directions = keras.initializers.VarianceScaling(spread**2 * fan_in, "fan_in", "normal")
     offsets = keras.initializers.RandomUniform(-2.0 * spread, 2.0 * spread)
     h = keras.layers.Dense(width, kernel_initializer=directions, bias_initializer=offsets)(h)
     for _ in range(depth):
-        # One initializer a layer: an instance gives the same weights at every call.
+        # A new initializer for each layer: one instance returns the same weights at every call.
         branch = keras.initializers.VarianceScaling(1.0 / depth, "fan_avg", "uniform")
         f = keras.layers.Dense(width, activation=activation, kernel_initializer=branch)(h)
         h = ResidualSum()([h, f])
     if experts and output_shape is None:
-        # Nearly constant at first: e^s then starts at the Gaussian base, if there is one.
+        # Nearly constant at first, so that e^s starts at the Gaussian base, if there is one.
         small = keras.initializers.VarianceScaling(0.01, "fan_in", "normal")
         logits = keras.layers.Dense(experts * components, kernel_initializer=small)(h)
         return keras.Model(x, ProductOfMixtures(experts, name="s")(logits), name=name)
@@ -138,7 +145,7 @@ def dense_block(
     conditions: int = 0,
     name: str | None = None,
 ) -> keras.Model:
-    """Dense block: ``depth`` fully connected layers, each fed with all that came before it.
+    """Dense block: ``depth`` fully connected layers, each of which sees all layers before it.
 
     The paper's network for MNIST and Fashion-MNIST (15 x 256), for the densities
     and, with ``output_shape`` and a sigmoid, for the generator.
@@ -154,7 +161,7 @@ def dense_block(
 
 
 def condition_width(network: keras.Model) -> int:
-    """Entries of the condition that a network takes as its last input, 0 if it takes none."""
+    """Number of entries of a network's last input ``condition``, 0 if it has none."""
     last = network.inputs[-1]
     if len(network.inputs) < 2 or last.name != "condition":
         return 0
@@ -166,7 +173,10 @@ def condition_width(network: keras.Model) -> int:
 
 
 def check_scalar(network: Any, levels: bool) -> tuple[tuple[int, ...], int]:
-    """The shape of one row that a scalar network takes and the width of a condition.
+    """Check that a network is a log-density: rows, perhaps level and condition, to one scalar.
+
+    Returns:
+        The shape of one row, and the entries of a condition.
 
     Raises:
         ValueError: the network is not built, not scalar, or has other inputs.
@@ -180,19 +190,19 @@ def check_scalar(network: Any, levels: bool) -> tuple[tuple[int, ...], int]:
         )
     shapes = network.input_shape
     width = condition_width(network)
-    x, *others = shapes if isinstance(shapes, list) else [shapes]
+    x, *extra = shapes if isinstance(shapes, list) else [shapes]
     if width:
-        others.pop()
-    if levels and others != [(None, 1)]:
+        extra.pop()
+    if levels and extra != [(None, 1)]:
         raise ValueError(
             "`network` must have two inputs with LogUniform noise, x and level of shape "
-            f"(None, 1), beside any `condition`, got {shapes}; tfdde.networks make them with "
-            "levels=True."
+            f"(None, 1), and perhaps a last one `condition`, got {shapes}; networks made by "
+            "tfdde.networks with levels=True have them."
         )
-    if others and not levels:
+    if extra and not levels:
         raise ValueError(
-            "`network` must have one input x with noise of one level, beside any `condition`, "
-            f"got {shapes}; networks with a level, made with levels=True, are for "
+            "`network` must have one input x with noise of one level, and perhaps a last one "
+            f"`condition`, got {shapes}; networks with a level, made with levels=True, are for "
             "tfdde.LogUniform."
         )
     return tuple(x[1:]), width

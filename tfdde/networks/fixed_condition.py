@@ -1,4 +1,4 @@
-"""Networks whose condition is fixed."""
+"""Fix the condition of a conditional network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def repeated(condition: Any, x: tf.Tensor) -> tf.Tensor:
 
 
 def fix(network: keras.Model, condition: Any, width: int) -> keras.Model:
-    """A copy of ``network`` with its condition fixed: of the other inputs alone.
+    """A copy of ``network`` with its condition fixed, which takes the other inputs only.
 
     Args:
         network: Functional model whose last input is the condition.

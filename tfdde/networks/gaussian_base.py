@@ -1,4 +1,4 @@
-"""A Gaussian base for the log-density: what blurred data look like from afar."""
+"""A Gaussian base for the log-density, which the network then only has to correct."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from tfdde.utils.checks import check_rows
 
 @keras.saving.register_keras_serializable(package="tfdde")
 class GaussianBase(keras.layers.Layer):
-    """log N(x; mean, covariance + sigma**2 I) of data's mean and covariance.
+    """log N(x; mean, covariance + sigma**2 I) with the data's mean and covariance.
 
-    Added to a network it leaves the network only what is not Gaussian, and makes e^s
-    integrable, which a Softplus network's linear tails are not.  Until ``adapt`` is
-    called it is the standard normal's.
+    When it is added to a network, the network only has to learn what is not Gaussian, and e^s is
+    integrable, which the linear tails of a Softplus network alone are not. Until ``adapt`` is
+    called, mean and covariance are those of the standard normal.
 
     >>> base = tfdde.GaussianBase(2)
-    >>> base.adapt(x)
-    >>> dde = tfdde.DDE(network, noise=tfdde.Constant(0.2), base=base)
+    >>> base.adapt([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])
+    >>> base.mean.numpy().tolist(), sorted(base.variances.numpy().tolist())
+    ([1.0, 2.0], [1.0, 4.0])
+    >>> at_the_mean = base(tf.constant([[1.0, 2.0]]), tf.constant(0.0))
+    >>> round(float(at_the_mean[0]), 4)  # -log(2 pi sqrt(1 * 4))
+    -2.531
 
     Args:
         input_shape: shape of one row, an int for flat vectors; n entries in all, of which
@@ -41,7 +45,10 @@ class GaussianBase(keras.layers.Layer):
         self.built = True
 
     def adapt(self, x: Any) -> None:
-        """Take mean and covariance from data of shape (rows, *input_shape).
+        """Take mean and covariance from data.
+
+        Args:
+            x: array of shape (rows, *input_shape).
 
         Raises:
             ValueError: wrong shape, NaN or infinity, fewer than two rows.
@@ -80,7 +87,7 @@ class GaussianBase(keras.layers.Layer):
         return tf.squeeze(tf.nn.bias_add(half, log_scale), axis=-1)
 
     def scaled(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """x less its mean, in units of the blurred data's mean standard deviation."""
+        """Centre x and divide it by the root mean square deviation of the data with noise."""
         mean = tf.reshape(self.mean, self.row_shape)
         scale = tf.sqrt(tf.reduce_mean(self.variances) + tf.square(sigma))
         return (x - mean) / per_row(scale, x)

@@ -1,4 +1,4 @@
-"""Where training starts from: first weights that already look along the data."""
+"""Initial weights whose directions are taken from the data."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.utils.checks import check_positive, check_rows
 
-SCALES = 0.7, 3.0  # of units that start at independent components
+SCALES = 0.7, 3.0  # lowest and highest scale of units that start at independent components
 
 
 def at_principal_components(network: keras.Model, x: Any) -> None:
-    """Start a sigmoid ``dense_block`` of latents near the data's mean and covariance.
+    """Start a generator so that its samples have nearly the data's mean and covariance.
 
-    Its last layer sees z itself: there the weights become the leading principal
-    components, one for each latent, bent by the sigmoid's slope; those of the hidden
-    layers are scaled down.  A generator that starts at a point instead has to grow its
-    samples apart, and on MNIST is long in reaching all digits.
+    The last layer of a ``dense_block`` sees z itself. The weights of z become the leading
+    principal components, one for each latent, divided by the sigmoid's slope at the mean; the
+    weights of the hidden layers are scaled down. With Keras's initial weights all samples start
+    close together, and on MNIST it takes long until they reach all digits.
 
     Args:
-        network: a ``dense_block`` with ``output_activation="sigmoid"`` of latents.
+        network: a ``dense_block`` of latents with ``output_activation="sigmoid"``.
         x: data in [0, 1], shape (rows, *output_shape), with more rows than latents.
 
     Raises:
-        ValueError: the network is not of that kind, or too few rows.
+        ValueError: the network is of another kind, or there are too few rows.
     """
     output = next((d for d in network.layers if d.name == "y"), None)
     latents = network.input_shape[-1]
@@ -56,20 +56,22 @@ def at_principal_components(network: keras.Model, x: Any) -> None:
 
 
 def along_covariance(network: keras.Model, base: GaussianBase, sigma: float, seed: int = 0) -> None:
-    """Let each unit of a ``dense_block`` of images look where the data vary more than the noise.
+    """Point the units of a ``dense_block`` along directions in which data exceed the noise.
 
-    Noise is alike in all directions, images vary in few: directions drawn at random see mostly
-    noise.  Here they are drawn from the covariance of the data as a Wiener filter passes it,
-    which cuts the denoising error on MNIST by as much as three times as many steps; norms stay.
+    Noise is the same in all directions, while images vary in few. Units with random directions
+    therefore see mostly noise. Here the directions are drawn from the data's covariance after a
+    Wiener filter. On MNIST this lowers the denoising error as much as three times as many
+    steps do. The norms of the weights stay.
 
     Args:
         network: a scalar ``dense_block``, not yet trained.
-        base: adapted to the data.
-        sigma: noise level of the filter, about the one that the density is read at.
+        base: Gaussian adapted to the data.
+        sigma: noise level of the filter, about the one at which the density is read.
         seed: of the directions.
 
     Raises:
-        ValueError: the network is no dense block of rows of the base's shape.
+        ValueError: the network is not a dense block of rows of the base's shape, or ``sigma`` is
+            not > 0.
     """
     sigma = check_positive(sigma, "sigma")
     *hidden, _ = [d for d in network.layers if isinstance(d, keras.layers.Dense)]
@@ -95,20 +97,20 @@ def along_covariance(network: keras.Model, base: GaussianBase, sigma: float, see
 def at_independent_components(network: keras.Model, x: Any, seed: int = 0) -> None:
     """Point each unit of a ``residual_mlp``'s first layer along one independent component.
 
-    In many dimensions a random direction shows next to nothing of what is not Gaussian, and
-    training is long in turning towards those that do; FastICA (Hyvärinen 1999) finds them in
-    about a second.  The units' scales, for inputs of unit scale, are spread from smooth to sharp
-    (log-uniform from 0.7 to 3), and their offsets uniform in twice that.
+    In many dimensions the data look nearly Gaussian along a random direction, and training needs
+    long to turn the units towards directions along which they do not. FastICA (Hyvärinen 1999)
+    finds these in about a second. The units' scales, for inputs of unit scale, are log-uniform
+    from 0.7 (smooth) to 3 (sharp), and their offsets uniform in plus or minus twice the scale.
 
     Args:
         network: a ``residual_mlp`` of flat rows, not yet trained, with at least as many units
             as the rows have entries.
-        x: rows as the network sees them, shape (rows, n), without a degenerate direction.
-        seed: of FastICA's own start, scales and offsets.
+        x: rows as the network sees them, shape (rows, n), with a covariance of full rank.
+        seed: of FastICA's initial weights, of scales and offsets.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: the network is not of that kind, or ``x`` does not fit it.
+        ValueError: the network is of another kind, or ``x`` does not fit it.
     """
     try:
         from sklearn.decomposition import FastICA
@@ -131,14 +133,14 @@ def at_independent_components(network: keras.Model, x: Any, seed: int = 0) -> No
         raise ValueError(f"`x` must have more rows than its {shape[1]} entries, got {len(rows)}.")
     ica = FastICA(whiten="unit-variance", max_iter=200, tol=1e-3, random_state=seed)
     with warnings.catch_warnings():
-        # Not quite converged is good enough to start at.
+        # An approximate solution is good enough for initial weights.
         warnings.simplefilter("ignore", ConvergenceWarning)
         ica.fit(rows)
     rng = np.random.default_rng(seed)
     low, high = np.log(SCALES)
     scales = np.exp(rng.uniform(low, high, first.units))
     scales *= rng.choice([-1.0, 1.0], first.units)
-    kernel = first.get_weights()[0]  # rows for noise level and condition may follow
+    kernel = first.get_weights()[0]  # its last rows may belong to noise level and condition
     take = np.arange(first.units) % shape[1]
     kernel[: shape[1]] = ica.components_[take].T * scales
     first.set_weights([kernel, 2.0 * scales * rng.uniform(-1.0, 1.0, first.units)])

@@ -13,14 +13,19 @@ from tfdde.utils.checks import check_integer
 @tf.custom_gradient
 def _stable_softplus(x: tf.Tensor) -> Any:
     size = tf.abs(x)
-    # max(x, 0) in halves, exactly: TFLite's converter would compute the layer before a relu twice.
+    # x / 2 + |x| / 2 is max(x, 0), exactly. With a relu, TFLite's converter would compute the
+    # layer before it twice.
     y = 0.5 * x + 0.5 * size + tf.math.log(1.0 + tf.exp(-size))
-    return y, lambda dy: dy * tf.sigmoid(x)  # written out: abs has no slope at 0
+    return y, lambda dy: dy * tf.sigmoid(x)  # written out, since abs has no derivative at 0
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
 def softplus(x: tf.Tensor) -> tf.Tensor:
-    """log(1 + exp(x)), finite for every finite x also after conversion to TFLite."""
+    """log(1 + exp(x)), finite for every finite x, also after conversion to TFLite.
+
+    >>> tfdde.networks.softplus(tf.constant([-100.0, 0.0, 100.0])).numpy().round(4).tolist()
+    [0.0, 0.6931, 100.0]
+    """
     return _stable_softplus(x)
 
 
@@ -37,14 +42,14 @@ class ResidualSum(keras.layers.Layer):
 
 @tf.custom_gradient
 def _concat(*inputs: tf.Tensor) -> Any:
-    # TensorFlow's own gradient reads the widths at run time, by operations that TFLite lacks.
+    # TensorFlow's own gradient reads the widths at run time, with operations that TFLite lacks.
     widths = [x.shape[-1] for x in inputs]
     return tf.concat(inputs, axis=-1), lambda dy: tf.split(dy, widths, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
 class Concat(keras.layers.Layer):
-    """Tensors of static widths side by side, along the last axis."""
+    """Concatenate tensors of static widths along the last axis."""
 
     def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
         return _concat(*inputs)
@@ -57,12 +62,12 @@ class Concat(keras.layers.Layer):
 class ProductOfMixtures(keras.layers.Layer):
     """Sum over ``experts`` groups of log(mean(exp)) of their logits: (batch, k) -> (batch, 1).
 
-    e^s is then a product of mixtures, the form that multimodal densities of parts independent
-    of each other have.  Its gradient is written out: TensorFlow's needs operations that TFLite
+    e^s is then a product of mixtures, like a multimodal density whose parts are independent of
+    each other. The gradient is written out, since TensorFlow's needs operations that TFLite
     lacks.
 
     Args:
-        experts: number of groups, which the last axis of the input is divided into.
+        experts: number of groups into which the last axis of the input is divided.
     """
 
     def __init__(self, experts: int, **kwargs: Any):
@@ -81,7 +86,7 @@ class ProductOfMixtures(keras.layers.Layer):
         logs = tf.math.log(tf.reduce_mean(tf.exp(u - top), axis=-1, keepdims=True)) + top
 
         def gradient(dy: tf.Tensor) -> tf.Tensor:
-            # Of the input itself, so that it can be differentiated again.
+            # Computed from the input itself, so that it can be differentiated again.
             return dy * tf.reshape(tf.nn.softmax(tf.reshape(logits, grouped)), (-1, width))
 
         return tf.reduce_sum(logs, axis=1), gradient

@@ -65,9 +65,12 @@ def check_rows(x: Any, name: str, shape: tuple[int, ...], allow_empty: bool = Fa
 
 
 def check_pixels(x: np.ndarray, name: str, margin: float = 0.0) -> np.ndarray:
-    """Return images ``x``, or raise ValueError unless their pixels are scaled to [0, 1].
+    """Return ``x``, or raise ValueError if it holds images with pixels outside of [0, 1].
 
-    ``margin`` is how far beyond [0, 1] noise may have taken them.
+    Args:
+        x: rows; those of rank 4 are images.
+        name: of the argument.
+        margin: how far outside of [0, 1] pixels may be, since noise may have been added.
     """
     if x.ndim == 4 and x.size:
         low, high = float(x.min()), float(x.max())
@@ -85,11 +88,11 @@ def check_conditions(
     """Return ``conditions`` as a finite float32 array (rows, width), or None if ``width`` is 0.
 
     Args:
-        conditions: what the user gave, None for nothing.
-        width: entries of a condition that the model takes, 0 for a model without any.
-        rows: how many there must be, None if that is not known.
+        conditions: the user's argument, None for no conditions.
+        width: entries of a condition, 0 for a model that takes none.
+        rows: number of rows that there must be, None if it is not known.
         name: of the argument.
-        single: one row will do for all.
+        single: whether one row may stand for all rows.
 
     Raises:
         ValueError: conditions for a model that takes none, or none for one that does; not
@@ -99,18 +102,18 @@ def check_conditions(
         return None
     if not width:
         raise ValueError(
-            f"`{name}` must be None, since the network has no input `condition` (tfdde.networks "
-            f"make one with conditions=k), got shape {np.shape(conditions)}."
+            f"`{name}` must be None, since the network has no input `condition` (networks made "
+            f"by tfdde.networks with conditions=k have one), got shape {np.shape(conditions)}."
         )
     if conditions is None:
         raise ValueError(
-            f"`{name}` must have shape (rows, {width}), as the network's input `condition` has "
-            "it, got None."
+            f"`{name}` must have shape (rows, {width}), as the network's input `condition` has, "
+            "got None."
         )
     if getattr(conditions, "ndim", width) == 1:
         raise ValueError(
             f"`{name}` must have rank 2, shape (rows, {width}), got shape {conditions.shape}; "
-            "labels become such rows by keras.utils.to_categorical."
+            "for labels use keras.utils.to_categorical."
         )
     array = check_rows(conditions, name, (width,), allow_empty=True)
     if rows is not None and len(array) != rows and not (single and len(array) == 1):
@@ -122,33 +125,35 @@ def check_conditions(
 def check_dataset(dataset: Any, name: str, shape: tuple[int, ...], width: int = 0) -> None:
     """Raise ValueError unless a tf.data dataset yields batches (rows, *shape) of floats.
 
-    With ``width``, pairs of them and of conditions (rows, width).
+    For a model with conditions of ``width`` entries it must yield pairs of such batches and of
+    conditions (rows, width).
     """
     spec = dataset.element_spec
     specs = spec if isinstance(spec, tuple) else (spec,)
     shapes = [shape, (width,)] if width else [shape]
     if len(specs) != len(shapes) or not all(isinstance(s, tf.TensorSpec) for s in specs):
-        # A distributed dataset wraps the specs of its replicas; the step itself will check.
+        # A distributed dataset has the specs of its replicas; the training step checks it.
         if isinstance(dataset, tf.data.Dataset):
             expected = f"one tensor of shape {_describe(shape)}, without labels"
             if width:
                 expected = f"pairs of rows {_describe(shape)} and conditions (rows, {width})"
             raise ValueError(f"`{name}` must yield {expected}, got elements of {spec}.")
         return
-    for each, expected_shape in zip(specs, shapes, strict=True):
-        if not each.dtype.is_floating:
-            raise ValueError(f"`{name}` must yield floating-point batches, got {each.dtype.name}.")
-        if not each.shape.is_compatible_with((None, *expected_shape)):
+    for part, part_shape in zip(specs, shapes, strict=True):
+        if not part.dtype.is_floating:
+            raise ValueError(f"`{name}` must yield floating-point batches, got {part.dtype.name}.")
+        if not part.shape.is_compatible_with((None, *part_shape)):
             raise ValueError(
-                f"`{name}` must yield batches of shape {_describe(expected_shape)}, got "
-                f"{each.shape}; is `.batch(...)` missing?"
+                f"`{name}` must yield batches of shape {_describe(part_shape)}, got "
+                f"{part.shape}; is `.batch(...)` missing?"
             )
 
 
 def as_batch(data: Any, shape: tuple[int, ...], width: int = 0) -> list[tf.Tensor]:
-    """The float32 batch in what `fit` hands to a step, x, (x,) or (x, None, None): [x].
+    """Return [x], or [x, conditions] if a condition has ``width`` entries, as float32 tensors.
 
-    With ``width`` entries of a condition it hands over (x, conditions), which are returned.
+    ``data`` is what Keras passes to a step: x, (x,), (x, conditions) or one of these with None
+    for missing parts.
     """
     parts = list(data) if isinstance(data, tuple | list) else [data]
     shapes = [shape, (width,)] if width else [shape]
@@ -157,13 +162,16 @@ def as_batch(data: Any, shape: tuple[int, ...], width: int = 0) -> list[tf.Tenso
     if len(parts) < len(shapes) or parts[len(shapes) - 1] is None:
         raise ValueError(f"Training data must be rows with conditions of shape (rows, {width}).")
     return [
-        tf.ensure_shape(tf.cast(part, tf.float32), (None, *each))
-        for part, each in zip(parts, shapes, strict=False)
+        tf.ensure_shape(tf.cast(part, tf.float32), (None, *part_shape))
+        for part, part_shape in zip(parts, shapes, strict=False)
     ]
 
 
 def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> Any:
-    """Float32 rows to evaluate a model at: arrays are checked, tensors (also symbolic) pass."""
+    """Return float32 rows to evaluate a model at: a checked array, or the tensor given.
+
+    Of a tensor, which may be symbolic, only the shape is checked.
+    """
     if tf.is_tensor(x):
         if not x.shape.is_compatible_with((None, *shape)):
             raise ValueError(
@@ -174,10 +182,16 @@ def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> Any:
 
 
 def to_conditions(conditions: Any, width: int, x: Any) -> list[Any]:
-    """The conditions of the rows ``x``, one row for all repeated: [array or tensor], or [].
+    """Return the conditions of the rows ``x`` in a list, which is empty if there are none.
 
-    Tensors pass (also symbolic ones), arrays are checked; ``width`` 0 means that the model takes
-    none.
+    Args:
+        conditions: array, which is checked, or tensor, of which only the shape is; one row is
+            repeated for all rows of ``x``.
+        width: entries of a condition, 0 for a model that takes none.
+        x: the rows.
+
+    Raises:
+        ValueError: as ``check_conditions``.
     """
     rows = x.shape[0]
     if width and tf.is_tensor(conditions):

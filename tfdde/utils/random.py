@@ -1,7 +1,7 @@
-"""Stateless randomness, seeded by (seed, iteration, replica, stream).
+"""Stateless random numbers, seeded by (seed, iteration, replica, stream).
 
-Nothing here has state, so a resumed training draws what the uninterrupted one
-would have drawn, and every replica of a ``tf.distribute`` strategy draws its own.
+Nothing here has state, so a resumed training draws the numbers of an uninterrupted one, and every
+replica of a ``tf.distribute`` strategy draws its own.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Stream(enum.IntEnum):
 
 
 def check_seed(seed: Any) -> int:
-    """Return ``seed`` as an int in [0, 2**31), or draw one for None.
+    """Return ``seed`` as an int in [0, 2**31), or draw one if it is None.
 
-    The draw is from Python's generator, which ``keras.utils.set_random_seed`` fixes.
+    It is drawn from Python's generator, which ``keras.utils.set_random_seed`` seeds.
     """
     if seed is None:
         return python_random.randrange(2**31)
@@ -47,9 +47,9 @@ def check_seed(seed: Any) -> int:
 
 
 def key(seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
-    """The int64[2] seed of one (seed, iteration, replica, stream): distinct for distinct ones.
+    """The int64[2] seed of one (seed, iteration, replica, stream); no two share a seed.
 
-    Seed and iteration may be integer tensors.
+    ``seed`` and ``iteration`` may be integer tensors.
     """
     context = tf.distribute.get_replica_context()
     replica = 0 if context is None else context.replica_id_in_sync_group
@@ -59,7 +59,7 @@ def key(seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
 
 
 def normal(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
-    """Standard normal float32 numbers of ``shape`` for this iteration, replica and stream."""
+    """Standard normal float32 tensor of ``shape`` for this iteration, replica and stream."""
     return tf.random.stateless_normal(shape, key(seed, iteration, stream))
 
 
@@ -69,5 +69,5 @@ def latents(dim: int, n: Any, seed: Any) -> tf.Tensor:
 
 
 def uniform(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
-    """Float32 numbers in [0, 1) of ``shape`` for this iteration, replica and stream."""
+    """Float32 tensor of ``shape``, uniform in [0, 1), for this iteration, replica and stream."""
     return tf.random.stateless_uniform(shape, key(seed, iteration, stream))

@@ -7,22 +7,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-QUANTILE = 1.96  # of the standard normal: intervals are of 95 %
+QUANTILE = 1.96  # of the standard normal, for 95 % intervals
 
 
 def mean_and_error(values: np.ndarray, log_z_error: float = 0.0) -> tuple[float, float]:
-    """Mean over rows, and its standard error with that of log Z in quadrature.
+    """Mean over rows and its standard error, which includes that of log Z.
+
+    >>> mean, error = tfdde.utils.statistics.mean_and_error(np.array([1.0, 2.0, 3.0]))
+    >>> mean, round(error, 3)
+    (2.0, 0.577)
 
     Args:
-        values: of each row, (rows,), at least 2.
-        log_z_error: standard error of what all of them share.
+        values: one for each row, (rows,), at least 2.
+        log_z_error: standard error of the log Z that all values share; the two errors are added
+            in quadrature.
     """
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(np.mean(values)), math.hypot(error, log_z_error)
 
 
 class Measured(NamedTuple):
-    """A measure with its standard error and an interval of 95 %."""
+    """A measured value with its standard error and 95 % interval."""
 
     value: float
     standard_error: float
