@@ -17,6 +17,7 @@ from tfdde.networks import initial_weights
 from tfdde.networks.dense import check_scalar
 from tfdde.networks.fixed_condition import fix, repeated
 from tfdde.networks.gaussian_base import GaussianBase
+from tfdde.networks.normalization import log_scale, standardize
 from tfdde.noise import Constant, LogUniform, Noise, check_level
 from tfdde.partition.estimate import estimate, rows_by_condition
 from tfdde.partition.evaluator import CHUNK, Evaluator, LogDensity
@@ -247,15 +248,13 @@ class DDE(Trainer):
 
     def inside(self, x: tf.Tensor) -> tf.Tensor:
         """Standardise rows, if there is a ``normalization``: the units that sigma is in."""
-        return x if self.normalization is None else self.normalization(x)
+        return x if self.normalization is None else standardize(self.normalization, x)
 
     def log_scale(self) -> tf.Tensor:
         """Log of the Jacobian determinant of ``inside``: a scalar."""
         if self.normalization is None:
             return tf.constant(0.0)
-        variance = tf.convert_to_tensor(self.normalization.variance)
-        variances = tf.broadcast_to(variance, (1, *self.data_shape))
-        return -tf.reduce_sum(tf.math.log(tf.maximum(tf.sqrt(variances), keras.config.epsilon())))
+        return log_scale(self.normalization, self.data_shape)
 
     def correction(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
         """The network's part of ``at``, without the base's. Args and returns as of ``at``."""

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfdde._version import __version__
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
+from tfdde.networks.normalization import statistics
 from tfdde.serving.verify import Errors
 from tfdde.utils.files import read_object
 
@@ -58,8 +59,9 @@ def facts(
         preprocessing["inside"] = "none"
     else:
         preprocessing["inside"] = "(x - mean) / standard_deviation"
-        preprocessing["mean"] = np.ravel(layer.mean).tolist()
-        preprocessing["standard_deviation"] = np.sqrt(np.ravel(layer.variance)).tolist()
+        mean, variance = (np.ravel(v) for v in statistics(layer))
+        preprocessing["mean"] = mean.tolist()
+        preprocessing["standard_deviation"] = np.sqrt(variance).tolist()
     return {
         "sigma": density.noise.sigma,
         "sigma_unit": "the data's own" if layer is None else "standard deviations of the data",

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
+from tfdde.networks.normalization import statistics
 from tfdde.serving.signatures import log_density
 
 Errors = dict[str, float]
@@ -112,9 +113,9 @@ def _points(
     noise = rng.standard_normal((count, *density.data_shape), np.float32)
     mean, scale = np.zeros(()), np.ones(())
     if density.normalization is not None:
+        mean, variance = statistics(density.normalization)
         mean, scale = (
-            np.broadcast_to(v, (1, *density.data_shape))
-            for v in (density.normalization.mean, np.sqrt(density.normalization.variance))
+            np.broadcast_to(v, (1, *density.data_shape)) for v in (mean, np.sqrt(variance))
         )
     given = {}
     if density.condition_dim:
