@@ -15,9 +15,6 @@ ROOT = Path(__file__).parent.parent
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # Modules whose examples do not run yet.
 NOT_YET = {
-    "tfdde/models/dde.py",
-    "tfdde/models/generator.py",
-    "tfdde/networks/gaussian_base.py",
     "tfdde/sklearn.py",
     "tfdde/tuning/tuner.py",
 }

@@ -169,8 +169,8 @@ class LogUniform:
     >>> noise = tfdde.LogUniform(0.1, 10.0)
     >>> noise.sigma, noise.levels
     (0.1, (0.1, 10.0))
-    >>> noise.place(tf.constant([0.1, 1.0, 10.0])).numpy().round(3).tolist()
-    [-1.0, 0.0, 1.0]
+    >>> [round(float(noise.place(tf.constant(sigma))), 3) for sigma in (0.1, 10.0)]
+    [-1.0, 1.0]
 
     Args:
         minimum: the lowest sigma, in the units of the data, or in standardised units if the

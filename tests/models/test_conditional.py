@@ -173,28 +173,6 @@ def test_conditions_stay_with_their_rows():
     np.testing.assert_array_equal(np.sort(rows[:, 0]), x[:8, 0])
 
 
-def test_resumes_to_the_bit(tmp_path):
-    x, c = labelled(100, 0)
-    path = tmp_path / "state.weights.h5"
-
-    def fit(epochs, initial_epoch=0):
-        keras.utils.clear_session()
-        keras.utils.set_random_seed(4)
-        dde = small()
-        dde.compile(keras.optimizers.Adam(1e-2))
-        if initial_epoch:
-            dde.load_weights(path)
-        kwargs = {"epochs": epochs, "initial_epoch": initial_epoch, "verbose": 0}
-        save = tfdde.Checkpoint(path)
-        dde.fit(x, c, batch_size=64, validation_data=(x, c), callbacks=[save], **kwargs)
-        return dde.get_weights()
-
-    whole = fit(4)
-    fit(2)
-    for a, b in zip(whole, fit(4, initial_epoch=2), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_validation_of_arrays_and_datasets():
     x, c = labelled(60, 0)
     dde = small()
@@ -546,11 +524,7 @@ def test_sample_decode_interpolate_save_given(tmp_path):
 @pytest.mark.parametrize(
     "conditions, message",
     [
-        (None, r"`conditions` must have shape \(rows, 3\), as the network's input.*got None"),
-        (np.zeros(4, int), r"rank 2, shape \(rows, 3\), got shape \(4,\); labels.*to_categorical"),
-        (np.zeros((4, 2)), r"`conditions` must have shape \(rows, 3\), got \(4, 2\)"),
-        (np.zeros((3, 3)), r"`conditions` must have 4 rows, one for each of the data.*got 3"),
-        (np.full((4, 3), np.nan), "`conditions` must be finite, got NaN or infinity in 4 of 4"),
+        (np.zeros(4, int), r"rank 2, shape \(rows, 3\), got shape \(4,\); for labels use keras"),
         ([["a"] * 3] * 4, "`conditions` must be an array of numbers"),
     ],
 )
@@ -597,25 +571,6 @@ def test_bad_condition_tensors_and_datasets():
         dde.fit(x, c, validation_data=(x, c[:5]))
     with pytest.raises(ValueError, match="`conditions` must have 12 rows, as `x` has, got 5"):
         tfdde.datasets.stream(x, 4, 0, conditions=c[:5])
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda m, x, c: m.fit(x, c),
-        lambda m, x, c: m.evaluate(x, c),
-        lambda m, x, c: m.log_density(x, conditions=c),
-        lambda m, x, c: m.score(x, conditions=tf.constant(c)),
-        lambda m, x, c: m.log_partition(x, conditions=c),
-    ],
-)
-def test_a_density_without_conditions_refuses_them(call):
-    x, c = labelled(4, 0)
-    dde = small(conditions=0)
-    dde.compile("adam")
-    message = r"`conditions` must be None, since the network has no input `condition`.*\(12, 3\)"
-    with pytest.raises(ValueError, match=message):
-        call(dde, x, c)
 
 
 def test_parts_that_do_not_fit():

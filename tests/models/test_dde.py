@@ -48,16 +48,6 @@ def test_learns_the_exact_smoothed_density(trained):
     assert np.mean(error**2) < 0.05 * np.mean(three().score(x, SIGMA) ** 2)
 
 
-def test_score_is_the_gradient_of_log_density(trained):
-    x = data(64)
-    h = 1e-2
-    for d in range(2):
-        step = (np.eye(2)[d] * h).astype("f4")
-        up, down = (trained.log_density(x + e, normalized=False) for e in (step, -step))
-        difference = (up - down).numpy() / (2 * h)
-        np.testing.assert_allclose(trained.score(x)[:, d], difference, atol=0.02)
-
-
 def test_evaluate_is_deterministic_and_near_the_attainable_loss(trained):
     x = data(20_000)
     first, again = (trained.evaluate(x, batch_size=1000, verbose=0) for _ in range(2))
@@ -115,32 +105,6 @@ def test_decay_trains_at_the_level_of_the_iteration():
     dde.compile("sgd", run_eagerly=True)
     dde.fit(x, batch_size=8, epochs=5, verbose=0)
     np.testing.assert_allclose([float(s) for s in seen], [0.8, 0.4, 0.2, 0.1, 0.1], rtol=1e-6)
-
-
-@pytest.mark.parametrize("base", [False, True])
-def test_save_and_load_whole(tmp_path, base):
-    gaussian = None
-    if base:
-        gaussian = tfdde.GaussianBase(2)
-        gaussian.adapt(data())
-    dde = small(noise=tfdde.Decay(0.5, 0.1, 3), base=gaussian, antithetic=True)
-    dde.compile(keras.optimizers.Adam(1e-3), steps_per_execution=2)
-    dde.fit(data(), batch_size=64, verbose=0)
-    dde.save(tmp_path / "dde.keras")
-    again = keras.saving.load_model(tmp_path / "dde.keras")
-    assert again.noise.get_config() == dde.noise.get_config()
-    assert (again.antithetic, again.seed, again.data_shape) == (True, 1, (2,))
-    np.testing.assert_array_equal(
-        again.log_density(data(), normalized=False), dde.log_density(data(), normalized=False)
-    )
-    np.testing.assert_array_equal(again.score(data()), dde.score(data()))
-    for model in (dde, again):  # the optimizer came along: training goes on alike
-        model.fit(data(), batch_size=64, verbose=0)
-    np.testing.assert_allclose(
-        again.log_density(data(), normalized=False),
-        dde.log_density(data(), normalized=False),
-        atol=1e-5,
-    )
 
 
 @pytest.mark.parametrize("jit", [False, True])

@@ -214,46 +214,6 @@ def test_learns_a_gaussian_and_deblurs_it(along):
     np.testing.assert_allclose(np.cov(samples.T), 0.36 * np.eye(2), atol=0.08)
 
 
-def test_sample_decode_interpolate():
-    model = make()
-    samples = model.sample(50, seed=7)
-    assert samples.shape == (50, 2)
-    np.testing.assert_array_equal(samples, model.sample(50, seed=7))
-    np.testing.assert_allclose(samples[:5], model.sample(5, seed=7), atol=1e-6)
-    assert not np.allclose(samples, model.sample(50, seed=8))
-    assert not np.allclose(model.sample(3), model.sample(3))
-    assert model.sample(0).shape == (0, 2)
-    z = np.random.default_rng(0).standard_normal((2, LATENT))
-    ends = model.decode(z)
-    line = model.interpolate(z[0], z[1], 5).numpy()
-    assert line.shape == (5, 2)
-    np.testing.assert_allclose(line[[0, -1]], ends, atol=1e-6)
-    np.testing.assert_allclose(line[2:3], model.decode(z.mean(0, keepdims=True)), atol=1e-6)
-
-
-def test_save_and_load_whole(tmp_path):
-    model = make()
-    model.compile(
-        keras.optimizers.Adam(1e-3),
-        dde_optimizer=keras.optimizers.SGD(1e-2),
-        data_optimizer="adam",
-    )
-    model.fit(data(), batch_size=64, verbose=0)
-    model.save(tmp_path / "generator.keras")
-    again = keras.saving.load_model(tmp_path / "generator.keras")
-    np.testing.assert_array_equal(again.sample(9, seed=1), model.sample(9, seed=1))
-    for name in ("data_dde", "generated_dde"):
-        a, b = getattr(again, name), getattr(model, name)
-        np.testing.assert_array_equal(
-            a.log_density(data(), normalized=False), b.log_density(data(), normalized=False)
-        )
-    for name in ("optimizer", "dde_optimizer", "data_optimizer"):
-        a, b = getattr(again, name), getattr(model, name)
-        assert type(a) is type(b) and a.iterations == b.iterations
-        for v, w in zip(a.variables, b.variables, strict=True):
-            np.testing.assert_array_equal(v, w)
-
-
 def test_evaluate_estimates_the_loss():
     model = make()
     model.compile("adam")
@@ -322,27 +282,6 @@ def test_parts_that_do_not_fit():
     one = dde(1)
     with pytest.raises(ValueError, match="`generated_dde` must be another DDE"):
         tfdde.Generator(network, one, one, LATENT)
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda m: m.sample(-1), "`n` must be an integer >= 0, got -1"),
-        (lambda m: m.sample(2.5), "`n` must be an integer"),
-        (lambda m: m.sample(2, seed=-3), "`seed` must be"),
-        (lambda m: m.decode(np.zeros((2, 5))), r"`z` must have shape \(rows, 3\), got \(2, 5\)"),
-        (lambda m: m.decode([[np.nan] * 3]), "`z` must be finite"),
-        (lambda m: m.interpolate([0] * 3, [1] * 3, 1), "`steps` must be an integer >= 2, got 1"),
-        (lambda m: m.interpolate([0] * 2, [1] * 3, 4), "`z0` must have shape"),
-        (lambda m: m.fit(np.zeros((4, 3))), r"`x` must have shape \(rows, 2\)"),
-        (lambda m: m.fit(np.zeros((0, 2))), "`x` is empty"),
-    ],
-)
-def test_bad_input(call, message):
-    model = make()
-    model.compile("adam")
-    with pytest.raises(ValueError, match=message):
-        call(model)
 
 
 def test_a_loop_of_updates_is_the_same_as_one_after_the_other(monkeypatch):
