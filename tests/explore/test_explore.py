@@ -23,9 +23,23 @@ MODULES = os.environ.get("TFDDE_NODE_MODULES", "")
 CHROMIUM = shutil.which("chromium")
 NODE = shutil.which("node")
 browser = pytest.mark.skipif(
-    not (CHROMIUM and NODE and Path(MODULES, "@litertjs/core").is_dir()),
-    reason="needs chromium, node, and TFDDE_NODE_MODULES with @litertjs/core and playwright-core",
+    not (
+        CHROMIUM
+        and NODE
+        and all(Path(MODULES, name).is_dir() for name in ("@litertjs/core", "papaparse"))
+    ),
+    reason="needs chromium, node, and TFDDE_NODE_MODULES with the packages of .ci/run",
 )
+BAD_LINES = {  # each with what the page says of it
+    "1,2,x,4": "not all cells are finite numbers",
+    '1,"2,3",4': "3 cells, not 4",
+    '1,"2,3,4': "Quoted field unterminated",
+    "0x10,2,3,4": "not all cells are finite numbers",
+    "1,,3,4": "not all cells are finite numbers",
+    "1,2,3,1e39": "not all cells are finite numbers",
+    "1,2_0,3,4": "not all cells are finite numbers",
+    "Infinity,2,3,4": "not all cells are finite numbers",
+}
 SHAPES = {"plane": (2,), "images": (8, 8, 1), "table": (4,)}
 
 
@@ -67,7 +81,10 @@ def test_page_equals_keras(page, width, tmp_path):
     arguments = []
     if kind == "table":
         lines = [",".join(map(repr, row)) for row in rows.tolist()]
-        (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,d", "1,2", *lines, "1,2,x,4"]))
+        lines[:40] = [",".join(f'"{v!r}"' for v in row) for row in rows[:40].tolist()]
+        lines[60] = " " + lines[60].replace(",", " ,\t")
+        head = ['"a, first",b,c,"the ""d"""', "1,2", *lines]
+        (tmp_path / "rows.csv").write_text("\n".join([*head, *BAD_LINES]))
         arguments = [tmp_path / "rows.csv"]
     script = Path(__file__).with_name("browser.mjs")
     done = subprocess.run(
@@ -105,7 +122,8 @@ def test_page_equals_keras(page, width, tmp_path):
         # The first 50 rows of the same file, dropped on the page.
         assert got["taken"]
         np.testing.assert_allclose(float(got["dropped"]), scores[:50].sum(), rtol=1e-5)
-        assert got["bad"] == ["line 2: 2 cells, not 4", "line 103: not all finite numbers"]
+        expected = [f"line {103 + i}: {why}" for i, why in enumerate(BAD_LINES.values())]
+        assert got["bad"] == ["line 2: 2 cells, not 4", *expected]
         assert got["rows"] == 11
 
 

@@ -13,7 +13,7 @@ from tfdde.serving.verify import ExportError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; the exit code is 1 if the export fails and 2 at bad input."""
+    """Run the command. Exit code: 0; 1 if the export fails; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m tfdde.explore", description=main.__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder with density.keras")
     parser.add_argument("--output", metavar="FOLDER", type=Path, required=True)
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         "--litert",
         metavar="DIR",
         type=Path,
-        help="node_modules folder with @litertjs/core (default: fetched by npm)",
+        help="node_modules folder with @litertjs/core and papaparse (default: npm fetches them)",
     )
     args = parser.parse_args(argv)
     try:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, ImportError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, ExportError) else 2
-    print(f"Wrote {path}; see it by: python -m http.server --directory {path}")
+    print(f"Wrote {path}; to see it, run: python -m http.server --directory {path}")
     return 0
 
 

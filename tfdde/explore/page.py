@@ -1,4 +1,8 @@
-"""The folder of a page: a TFLite file of fixed batch, LiteRT.js and the files beside this one."""
+"""Write the folder of a page: a TFLite file, the files in ``static/`` and JavaScript libraries.
+
+LiteRT.js runs the model and PapaParse splits the lines of CSV files. npm fetches both once; the
+page itself needs no network.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,33 @@ from pathlib import Path
 from tfdde import serving
 from tfdde.utils.files import atomic_folder
 
-LITERT = "2.5.3"  # of @litertjs/core on npm, the version tested
-BATCH = 256  # rows of a call; the page pads
+LITERT, PAPAPARSE = "2.5.3", "5.7.1"  # the tested versions of @litertjs/core and papaparse on npm
+BATCH = 256  # rows of a call of the model; the page pads the last one
 PAGE = ("index.html", "style.css", "explore.js", "model.js", "plane.js", "images.js", "table.js")
-PACKAGES = ("core", "wasm-utils")
+LITERT_PACKAGES = ("core", "wasm-utils")
+PAPAPARSE_FILES = ("papaparse.min.js", "LICENSE")
 
 
 def fetch_litert(cache: str | os.PathLike | None = None) -> Path:
-    """The node_modules folder of LiteRT.js, by npm unless it is in the cache.
+    """Return a node_modules folder with LiteRT.js and PapaParse; npm fetches them if need be.
 
     Args:
-        cache: the folder; by default ``tfdde/litert-VERSION`` of the user's caches.
+        cache: the folder to keep them in; by default ``tfdde/page-VERSIONS`` in the user's caches.
 
     Raises:
         FileNotFoundError: npm is not installed, or it failed.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(cache) if cache is not None else caches / "tfdde" / f"litert-{LITERT}"
+    folder = Path(cache) if cache is not None else caches / "tfdde" / f"page-{LITERT}-{PAPAPARSE}"
     modules = folder / "node_modules"
     if (folder / "complete").is_file():
         return modules
-    advice = "name a node_modules folder that has @litertjs/core by --litert"
+    advice = "name a node_modules folder with @litertjs/core and papaparse by --litert"
     npm = shutil.which("npm")
     if npm is None:
-        raise FileNotFoundError(f"LiteRT.js is not there and npm is not installed: {advice}.")
+        raise FileNotFoundError(f"Fetching LiteRT.js needs npm, which is not installed: {advice}.")
     folder.mkdir(parents=True, exist_ok=True)
-    packages = [f"@litertjs/core@{LITERT}", "@litertjs/wasm-utils"]
+    packages = [f"@litertjs/core@{LITERT}", "@litertjs/wasm-utils", f"papaparse@{PAPAPARSE}"]
     flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefix", os.fspath(folder)]
     done = subprocess.run(
         [npm, "install", *flags, *packages], capture_output=True, text=True, check=False
@@ -53,43 +58,54 @@ def write_page(
     litert: str | os.PathLike | None = None,
     batch_size: int = BATCH,
 ) -> Path:
-    """Write a folder that any file server can serve, offline.
+    """Write a page as a folder that any file server can serve, offline.
 
     Args:
         run: a run folder, as ``serving.load_run`` reads it.
         output: the folder to write, which must not exist.
-        litert: a node_modules folder with @litertjs/core; by default ``fetch_litert()``.
+        litert: a node_modules folder with @litertjs/core, @litertjs/wasm-utils and papaparse; by
+            default ``fetch_litert()``.
         batch_size: rows of each call of the model.
 
+    Returns:
+        The folder.
+
     Raises:
-        OSError: there is no run, ``output`` exists, or LiteRT.js is not to be had.
+        OSError: there is no run, ``output`` exists, or a JavaScript library is missing.
         ValueError: a file of the run is damaged, or the model is conditional.
-        ExportError: the model can't be converted.
+        ExportError: the model cannot be converted.
     """
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"`output` must not exist yet, got {os.fspath(output)!r}.")
     density, generator = serving.load_run(run)
     if density.condition_dim:
-        raise ValueError("A page needs a model without conditions: save its `given(condition)`.")
-    modules = Path(litert) if litert is not None else fetch_litert()
-    for name in PACKAGES:
-        if not (modules / "@litertjs" / name / "dist/index.js").is_file():
-            raise FileNotFoundError(f"There is no @litertjs/{name} in {modules}.")
-    with atomic_folder(output) as beside:
-        beside.mkdir()
-        serving.export_tflite(
-            beside / "model.tflite", density, generator, run, batch_size=batch_size
+        raise ValueError(
+            "A page needs a model without conditions: save `density.given(condition)` as "
+            "density.keras of another folder, and write the page of that folder."
         )
+    modules = Path(litert) if litert is not None else fetch_litert()
+    for name in LITERT_PACKAGES:
+        if not (modules / "@litertjs" / name / "dist/index.js").is_file():
+            raise FileNotFoundError(f"The package @litertjs/{name} is missing in {modules}.")
+    for file in PAPAPARSE_FILES:
+        if not (modules / "papaparse" / file).is_file():
+            raise FileNotFoundError(f"The file papaparse/{file} is missing in {modules}.")
+    with atomic_folder(output) as page:
+        page.mkdir()
+        serving.export_tflite(page / "model.tflite", density, generator, run, batch_size=batch_size)
         source = Path(__file__).parent / "static"
         for file in PAGE:
-            shutil.copy(source / file, beside / file)
-        for name in PACKAGES:
-            (beside / "litert" / name).mkdir(parents=True)
-            shutil.copy(modules / "@litertjs" / name / "dist/index.js", beside / "litert" / name)
+            shutil.copy(source / file, page / file)
+        (page / "papaparse").mkdir()
+        for file in PAPAPARSE_FILES:
+            shutil.copy(modules / "papaparse" / file, page / "papaparse" / file)
+        for name in LITERT_PACKAGES:
+            (page / "litert" / name).mkdir(parents=True)
+            shutil.copy(modules / "@litertjs" / name / "dist/index.js", page / "litert" / name)
         shutil.copytree(
             modules / "@litertjs/core/wasm",
-            beside / "litert/wasm",
+            page / "litert/wasm",
             ignore=shutil.ignore_patterns("*threaded*", "*jspi*"),
         )
     return output

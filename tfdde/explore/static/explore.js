@@ -2,7 +2,7 @@ import { loadModel } from "./model.js";
 
 const message = document.querySelector("#message");
 
-/** One sentence in the page; an error stays until the next success. */
+/** Show one sentence in the page; an error stays until the next success. */
 export function say(text, error = false) {
   message.textContent = text;
   message.className = error ? "error" : "";

@@ -1,6 +1,6 @@
 import { loadLiteRt, loadAndCompile, Tensor } from "@litertjs/core";
 
-/** The model of this page; calls take any number of rows and are padded to its batch. */
+/** Load the model of this page. Its functions take any number of rows; the last batch is padded. */
 export async function loadModel() {
   const response = await fetch("model.tflite.json");
   if (!response.ok) throw new Error("The file model.tflite.json is missing.");
@@ -8,7 +8,7 @@ export async function loadModel() {
   await loadLiteRt("./litert/wasm/");
   const model = await loadAndCompile("./model.tflite", { accelerator: "wasm" });
 
-  /** Rows (flat Float32Array, `width` a row) through a signature: flat Float32Array. */
+  /** Run a signature on rows: a flat Float32Array of `width` values a row gives another one. */
   async function call(signature, input, output, rows, width) {
     const batch = facts.batch_size, count = rows.length / width;
     const shape = facts.signatures[signature].inputs[input].shape.slice(1);

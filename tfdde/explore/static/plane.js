@@ -96,7 +96,7 @@ export async function show(model, view, say) {
       `score (${Array.from(score, (v) => v.toPrecision(5)).join(", ")})`;
     readout.dataset.at = query.join();
     readout.dataset.values = JSON.stringify([density, ...score]);
-    say("Drag the point, or move it by the arrow keys.");
+    say("Drag the point, or move it with the arrow keys.");
   }
   function move(x, y) {
     find("x").value = x;

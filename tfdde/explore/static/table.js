@@ -1,14 +1,25 @@
-/** Rows of a CSV: a flat array, line numbers of these rows, and lines that are bad and why. */
+/** The number in a cell, as Python's float() reads it, or NaN: no hexadecimal, no empty text. */
+function number(cell) {
+  const text = cell.trim();
+  return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : NaN;
+}
+
+/**
+ * The rows of a CSV text. A first line without numbers is the header. PapaParse splits the cells.
+ * Returns the rows as one flat array, their line numbers, and a sentence for each bad line.
+ */
 export function parse(text, width) {
   const rows = [], lines = [], bad = [];
   text.split(/\r?\n/).forEach((line, i) => {
     if (!line.trim()) return;
-    const cells = line.split(",").map((cell) => cell.trim());
-    const numbers = cells.map((cell) => (cell === "" ? NaN : Number(cell)));
+    // Line by line, so that an open quote spoils its own line only.
+    const { data: [cells], errors } = Papa.parse(line, { delimiter: ",", newline: "\n" });
+    const numbers = cells.map(number);
     if (i === 0 && numbers.every(Number.isNaN)) return;
-    if (cells.length !== width) bad.push(`line ${i + 1}: ${cells.length} cells, not ${width}`);
+    if (errors.length) bad.push(`line ${i + 1}: ${errors[0].message}`);
+    else if (cells.length !== width) bad.push(`line ${i + 1}: ${cells.length} cells, not ${width}`);
     else if (!numbers.every((v) => Number.isFinite(Math.fround(v)))) {
-      bad.push(`line ${i + 1}: not all finite numbers`);
+      bad.push(`line ${i + 1}: not all cells are finite numbers`);
     } else {
       rows.push(...numbers);
       lines.push(i + 1);
@@ -17,7 +28,7 @@ export function parse(text, width) {
   return { rows: Float32Array.from(rows), lines, bad };
 }
 
-/** A CSV dropped or chosen: anomaly scores (-log-density), their histogram, the highest rows. */
+/** Anomaly scores (-log-density) of a CSV: their range, their histogram and the highest rows. */
 export async function show(model, view, say) {
   view.innerHTML = `<div class="drop"><label>A CSV of ${model.width} columns:
     <input id="file" type="file" accept=".csv,text/csv"></label> or drop it here.</div>
@@ -34,7 +45,7 @@ export async function show(model, view, say) {
       return item;
     });
     find("bad").replaceChildren(...entries);
-    if (!lines.length) return say(`${file.name} has no row of ${model.width} numbers.`, true);
+    if (!lines.length) return say(`${file.name} has no row of ${model.width} finite numbers.`, true);
     const scores = (await model.logDensity(rows)).map((v) => -v);
     const sum = scores.reduce((a, b) => a + b, 0);
     const low = scores.reduce((a, b) => Math.min(a, b)), high = scores.reduce((a, b) => Math.max(a, b));
@@ -57,10 +68,10 @@ export async function show(model, view, say) {
         tr.insertCell().textContent = cell;
       }
     });
-    say("Rows with the highest scores are the least likely.");
+    say("The rows with the highest scores are the least likely.");
   }
   find("file").addEventListener("change", (event) => read(event.target.files[0]));
   view.addEventListener("dragover", (event) => event.preventDefault());
   view.addEventListener("drop", (event) => { event.preventDefault(); return read(event.dataTransfer.files[0]); });
-  say(`Give a CSV whose columns are ${model.facts.columns?.join(", ") ?? `${model.width} numbers`}.`);
+  say(`Choose a CSV with the columns ${model.facts.columns?.join(", ") ?? `of ${model.width} numbers`}.`);
 }
