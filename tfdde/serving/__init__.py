@@ -1,6 +1,6 @@
 """Export of a trained density and its generator, to SavedModel and TFLite.
 
-Both artifacts have the same named signatures, for any number of rows, also none:
+Both artifacts have the same named signatures. Each takes any number of rows, including none:
 
     log_density   x float32[rows, *shape] -> log_density float32[rows]
     score         x float32[rows, *shape] -> score float32[rows, *shape]
@@ -8,16 +8,19 @@ Both artifacts have the same named signatures, for any number of rows, also none
     sample        num int32[], seed int64[] (TFLite: int32[]) -> x float32[num, *shape]
     sample_rows   seed int64[rows] -> x float32[rows, *shape]   (SavedModel only)
 
-The last three are there if a generator is.  ``sample_rows`` has one seed for each row, so that a
-server can batch the requests of several callers: a row depends on its own seed alone.  The
-signatures of conditional models take another input ``condition`` float32[rows, k] (``sample``:
-[num, k]).  The log-density is normalised if the density has a trusted log Z, which the metadata
-tell with its error, and otherwise not; that of a conditional density if it has one at each
-condition asked for, and then it is NaN at any other.
-Rows are in the data's own units: standardisation, sigma and log Z are inside.
-Inputs are not checked as Keras's are: NaN in a row gives NaN out, in that row alone.
-An artifact is written beside its place, loaded again, compared with Keras, and put
-in place only if it agrees.  It carries its description, ``metadata.json`` and ``model_card.md``.
+``decode``, ``sample`` and ``sample_rows`` need a generator.  ``sample_rows`` takes one seed for
+each row: a row depends on its own seed alone, so a server can join the requests of several callers
+into one batch.  The signatures of conditional models take another input, ``condition``
+float32[rows, k] (``sample``: [num, k]).
+
+The log-density is normalised if the density has a trusted log Z; the metadata give log Z and its
+error.  For a conditional density this holds at each condition whose log Z was found; at any other
+condition the result is NaN.  Rows are in the data's own units: standardisation, sigma and log Z
+are part of the model.  Inputs are not checked as in Keras: NaN in a row gives NaN for that row
+only.
+
+An artifact is first written under a temporary name, loaded again and compared with Keras.  It
+takes its place only if it agrees.  ``metadata.json`` and ``model_card.md`` describe it.
 """
 
 from tfdde.serving.run_models import export_run, load_run

@@ -1,4 +1,8 @@
-"""What an artifact tells about itself: facts as JSON, and the same as a model card."""
+"""The description that every artifact carries: ``metadata.json`` and ``model_card.md``.
+
+``facts`` collects what is known of a model as a dictionary that JSON can hold.  ``text`` writes it
+as JSON.  ``card`` puts it into words, by the template ``model_card.md.template``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import keras
@@ -19,7 +24,8 @@ from tfdde.networks.normalization import statistics
 from tfdde.serving.verify import Errors
 from tfdde.utils.files import read_object
 
-FACTS, CARD = "metadata.json", "model_card.md"
+FACTS, CARD = "metadata.json", "model_card.md"  # file names beside a SavedModel
+TEMPLATE = Path(__file__).with_name("model_card.md.template")
 
 
 def facts(
@@ -30,15 +36,16 @@ def facts(
     bound: float,
     run: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    """All that is known of an artifact, as JSON holds it.
+    """Return what is known of an artifact, as values that JSON can hold.
 
     Args:
-        density, generator: what was exported.
+        density, generator: the exported models.
         signatures: concrete functions by name.
-        errors: measured differences from Keras, and
-        bound: the largest that was allowed, both as shares of the largest value.
-        run: folder of the training run, whose ``config.json`` and ``result.json`` are read if
-            they are there; a held-out likelihood only if it is of this very density.
+        errors: the measured differences from Keras, as shares of the largest value.
+        bound: the largest difference allowed, as such a share.
+        run: folder of the training run. ``config.json`` and ``result.json`` are read if they are
+            there. Its held-out likelihood counts only if it was measured with the density's
+            present log Z.
 
     Raises:
         ValueError: one of these files is damaged; the message is one line.
@@ -49,8 +56,8 @@ def facts(
     log_z = density.partitions if density.condition_dim else density.partition
     log_partition = log_z and _as_json(log_z.get_config())
     held_out = None
-    this_one = density.normalized and result.get("log_partition") == log_partition
-    if this_one and "log_likelihood" in result:
+    same_log_z = density.normalized and result.get("log_partition") == log_partition
+    if same_log_z and "log_likelihood" in result:
         held_out = {name: result.get(name) for name in ("log_likelihood", "standard_error")}
         held_out["rows"] = result.get("rows", {}).get("test")
     layer = density.normalization
@@ -83,74 +90,60 @@ def facts(
 
 
 def card(about: Mapping[str, Any]) -> str:
-    """The model card of these facts, in Markdown."""
-    given = f", given {about['condition_dim']} conditions" if about["condition_dim"] else ""
-    sampler = ", and a one-shot sampler of the same density" if about["latent_dim"] else ""
-    lines = [
-        "# Model card",
-        "",
-        f"The log-density of data blurred by Gaussian noise of level σ = {about['sigma']:.6g} "
-        f"(unit: {about['sigma_unit']}){given}{sampler}: a denoising density estimator, by tfdde.",
-        "",
-        "## Inputs and outputs",
-        "",
-        "| signature | inputs | output |",
-        "| --- | --- | --- |",
-    ]
-    for name, each in about["signatures"].items():
-        columns = (
-            ", ".join(f"{key} {_shape(value)}" for key, value in each[side].items())
-            for side in ("inputs", "outputs")
-        )
-        lines.append(f"| {name} | {' | '.join(columns)} |")
-    lines += [
-        "",
-        "- Rows are in the data's own units; whatever standardisation there is, is inside.",
-    ]
-    if about["columns"]:
-        lines.append(f"- Columns, in this order: {', '.join(about['columns'])}.")
-    lines += [
-        "- Log-densities are in nats per row; the score is their gradient.",
-        *(["- Equal seeds give equal samples."] if about["latent_dim"] else []),
-        "- NaN in a row gives NaN in that row alone.",
-        "",
-        "## Measured",
-        "",
-        *(f"- {text}" for text in _log_z(about)),
-        f"- Held-out log-likelihood: {_held_out(about['held_out'])}.",
-        "- Largest difference from Keras, as a share of the largest value "
-        f"(allowed: {about['error_bound']:.0e}): {_errors(about['errors'])}.",
-        "",
-        "## Origin",
-        "",
-        f"- Checksum of the data: {about['data_hash'] or 'unknown'}.",
-        f"- Training: {_training(about['training'])}.",
-        *([f"- Weights: {about['weights']}."] if "weights" in about else []),
-        f"- Exported by {', '.join(' '.join(pair) for pair in about['versions'].items())}.",
-        "",
-        "## Limits",
-        "",
-        "- Detail finer than σ is not in the density.",
-        "- Far from the training rows nothing has been learned but that the density falls.",
-    ]
-    if about["condition_dim"]:
-        lines.append("- Between and beyond the conditions of the training it is a guess.")
-    if about["latent_dim"]:
-        lines.append("- The sampler may miss parts of the data, and its samples are without noise.")
-    return "\n".join(lines) + "\n"
+    """Return the model card of these facts, in Markdown.
+
+    A line of the template that consists of an empty placeholder is left out.
+    """
+    conditions, sampler = about["condition_dim"], about["latent_dim"]
+    words = {
+        "sigma": f"{about['sigma']:.6g}",
+        "sigma_unit": about["sigma_unit"],
+        "conditions": f", given a condition of {conditions} numbers," if conditions else "",
+        "sampler": ", and a sampler of the same density in one step" if sampler else "",
+        "signatures": "\n".join(map(_signature, about["signatures"].items())),
+        "columns": (
+            f"- Columns, in this order: {', '.join(about['columns'])}." if about["columns"] else ""
+        ),
+        "seeds": "- Equal seeds give equal samples." if sampler else "",
+        "log_z": "\n".join(f"- {sentence}" for sentence in _log_z(about)),
+        "held_out": _held_out(about["held_out"]),
+        "error_bound": f"{about['error_bound']:.0e}",
+        "errors": _errors(about["errors"]),
+        "data_hash": about["data_hash"] or "unknown",
+        "training": _training(about["training"]),
+        "weights": f"- Weights: {about['weights']}." if "weights" in about else "",
+        "versions": ", ".join(" ".join(pair) for pair in about["versions"].items()),
+        "between_conditions": (
+            "- Between and beyond the conditions of the training rows, the density is extrapolated."
+            if conditions
+            else ""
+        ),
+        "sampler_limits": (
+            "- The sampler may miss parts of the data. Its samples are without the noise."
+            if sampler
+            else ""
+        ),
+    }
+    filled = []
+    for line in TEMPLATE.read_text("utf-8").splitlines():
+        result = Template(line).substitute(words)
+        if result or not line:
+            filled.append(result)
+    return "\n".join(filled) + "\n"
 
 
 def text(about: Mapping[str, Any]) -> str:
-    """The facts as text of ``metadata.json``."""
+    """Return the facts as the text of ``metadata.json``."""
     return json.dumps(about, indent=2) + "\n"
 
 
 def _as_json(value: Any) -> Any:
-    """The value as JSON holds it: tuples become lists, and what is not finite null."""
+    """Return the value as JSON holds it: tuples become lists; NaN and infinity become null."""
     return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 def _read(run: str | os.PathLike | None, name: str) -> dict[str, Any]:
+    """Return the JSON object in a file of the run folder; empty if there is no such file."""
     path = None if run is None else Path(run) / name
     if path is None or not path.exists():
         return {}
@@ -158,14 +151,27 @@ def _read(run: str | os.PathLike | None, name: str) -> dict[str, Any]:
 
 
 def _describe(function: Any) -> dict[str, dict[str, Any]]:
-    def of(spec: Any) -> dict[str, Any]:
+    """Return the names, types and shapes of a signature's inputs and outputs."""
+
+    def describe_tensor(spec: Any) -> dict[str, Any]:
         return {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
 
     inputs = function.structured_input_signature[0]
+    outputs = function.structured_outputs
     return {
-        "inputs": {spec.name: of(spec) for spec in inputs},
-        "outputs": {name: of(spec) for name, spec in function.structured_outputs.items()},
+        "inputs": {spec.name: describe_tensor(spec) for spec in inputs},
+        "outputs": {name: describe_tensor(spec) for name, spec in outputs.items()},
     }
+
+
+def _signature(item: tuple[str, Mapping[str, Any]]) -> str:
+    """Return a signature as a row of the card's table."""
+    name, description = item
+    cells = (
+        ", ".join(f"{tensor} {_shape(spec)}" for tensor, spec in description[side].items())
+        for side in ("inputs", "outputs")
+    )
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def _shape(spec: Mapping[str, Any]) -> str:
@@ -177,12 +183,13 @@ def _log_z(about: Mapping[str, Any]) -> list[str]:
     log_z = about["log_partition"]
     if not about["normalized"]:
         return [
-            "UNNORMALISED: log-densities are known up to a constant only (log Z: none trusted)."
+            "UNNORMALISED: log-densities are known only up to a constant, since there is no "
+            "trusted log Z."
         ]
     if "estimates" in log_z:
         pairs = zip(log_z["conditions"], log_z["estimates"], strict=True)
-        texts = [f"At the condition {condition}: {_estimate(each)}" for condition, each in pairs]
-        return [*texts, "At any other condition there is no log Z, and log-densities are NaN."]
+        known = [f"At the condition {c}: {_estimate(log_z_at_c)}" for c, log_z_at_c in pairs]
+        return [*known, "At any other condition log Z is unknown, and log-densities are NaN."]
     return [_estimate(log_z)]
 
 
@@ -205,8 +212,8 @@ def _held_out(measured: Mapping[str, Any] | None) -> str:
 def _errors(errors: Errors) -> str:
     nats = errors["log_density_nats"]
     shares = {name: error for name, error in errors.items() if name != "log_density_nats"}
-    texts = (f"{name} {error:.1e}" for name, error in shares.items())
-    return f"{', '.join(texts)}; of the log-density near the data {nats:.1e} nats"
+    list_of_shares = ", ".join(f"{name} {error:.1e}" for name, error in shares.items())
+    return f"{list_of_shares}; for the log-density near the data, {nats:.1e} nats"
 
 
 def _training(config: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""The models of a run folder: loaded, and exported."""
+"""The models of a run folder: load them, and export them from a script."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tfdde.serving.verify import Errors, ExportError
 
 
 def load_run(folder: str | os.PathLike) -> tuple[DDE, Generator | None]:
-    """The models in a run folder.
+    """Load the models of a run folder.
 
     Args:
-        folder: holds ``density.keras`` (a ``DDE``), ``generator.keras`` (a ``Generator``)
-            or both.  Without the first, the density is the generator's ``data_dde``.
+        folder: a folder with ``density.keras`` (a ``DDE``), ``generator.keras`` (a ``Generator``)
+            or both. Without ``density.keras``, the density is the generator's ``data_dde``.
 
     Returns:
         The density, and the generator or None.
 
     Raises:
-        OSError: no such folder, or no model in it.
-        ValueError: a file is corrupt or holds another model; the message is one line.
+        OSError: the folder does not exist or holds no model.
+        ValueError: a file is corrupt or holds another kind of model; the message is one line.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -47,15 +47,16 @@ def load_run(folder: str | os.PathLike) -> tuple[DDE, Generator | None]:
 
 
 def _load(path: Path, kind: type) -> Any:
+    """Load a .keras file that must hold a ``kind``; ValueError of one line otherwise."""
     try:
         with warnings.catch_warnings():
-            # Keras only warns when it could not load some of the weights.
+            # Keras only warns when it cannot load some of the weights.
             warnings.simplefilter("error", UserWarning)
             with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # Keras does not look at the checksums
+                if damaged := archive.testzip():  # Keras does not check the checksums
                     raise ValueError(f"the checksum of {damaged} in it is wrong")
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever zipfile, json, h5py and Keras raise at a bad file
+    except Exception as error:  # zipfile, json, h5py and Keras raise many kinds for a bad file
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} can't be loaded as a Keras model: {reason}") from error
     if not isinstance(model, kind):
@@ -71,7 +72,12 @@ def export_run(
     run: str | os.PathLike,
     output: str | os.PathLike,
 ) -> int:
-    """Export the models of a run folder and print where to and how exactly.
+    """Export the models of a run folder; print the path and the measured errors.
+
+    Args:
+        export: ``export_savedmodel``, or ``export_tflite`` with its options filled in.
+        run: the run folder.
+        output: the path to write to.
 
     Returns:
         The exit code of a script: 0; 1 if the export fails; 2 if there is nothing to export.

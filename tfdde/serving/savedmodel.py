@@ -1,4 +1,4 @@
-"""Export to a TensorFlow SavedModel."""
+"""Export to a TensorFlow SavedModel, in the folder layout of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -28,26 +28,33 @@ def export_savedmodel(
 ) -> tuple[Path, Errors]:
     """Write a TensorFlow SavedModel in the folder layout of TensorFlow Serving.
 
-    ``sample`` returns the numbers of ``generator.sample(num, seed)``, and ``sample_rows`` those of
-    ``generator.sample(1, seed)`` for each of its seeds, in [0, 2**31).  The default signature is
-    ``log_density``.  Nothing is compiled by XLA, so any server can run it.
+    ``sample`` returns the numbers of ``generator.sample(num, seed)``. ``sample_rows`` returns those
+    of ``generator.sample(1, seed)`` for each of its seeds, which are in [0, 2**31). The default
+    signature is ``log_density``. Nothing is compiled by XLA, so any server can run the model.
 
-    ``assets.extra`` holds ``metadata.json`` and ``model_card.md``, and, if tensorflow-serving-api
-    is installed, requests by which TensorFlow Serving warms up.
+    ``assets.extra`` holds ``metadata.json`` and ``model_card.md``. With tensorflow-serving-api
+    installed, it also holds requests that TensorFlow Serving runs to warm up.
 
     Args:
-        base: the model's folder; the artifact becomes its next version, ``base/1`` at first.
+        base: the model's folder. The artifact becomes its next version; the first is ``base/1``.
         density: the trained density.
-        generator: a generator of data of the same shape.
-        run: the run folder, for the metadata to tell of the training.
+        generator: a generator of rows of the same shape, or None.
+        run: the run folder; the metadata then describe the training.
 
     Returns:
         The folder written, and the measured error of each signature as a share of the
-        largest value (``log_density_nats``: of the log-density in nats).
+        largest value; ``log_density_nats`` is the error of the log-density in nats.
 
     Raises:
         ValueError: density and generator do not fit together, or a file in ``run`` is damaged.
-        ExportError: the artifact disagrees with Keras; nothing is left at ``base``.
+        ExportError: the artifact disagrees with Keras; it is removed.
+
+    Example:
+        >>> from tfdde import serving
+        >>> density = tfdde.DDE(tfdde.networks.residual_mlp(2, width=8, depth=1))
+        >>> path, errors = serving.export_savedmodel("model", density)
+        >>> path.name, errors["log_density"] < serving.BOUND
+        ('1', True)
     """
     base = Path(base)
     seed = tf.TensorSpec((), tf.int64, name="seed")
@@ -69,17 +76,17 @@ def export_savedmodel(
         z = tf.concat([z[:0], *(random.latents(dim, 1, s) for s in seeds.tolist())], axis=0)
         yield "sample_rows", {"seed": seeds}, z
 
-    with atomic_folder(path) as beside:
-        save_module(functions, density, generator, beside)
-        # Held in a name: its functions lose their variables when the module is collected.
-        loaded = tf.saved_model.load(os.fspath(beside))
+    with atomic_folder(path) as temporary:
+        save_module(functions, density, generator, temporary)
+        # The name keeps the module alive: without it the functions lose their variables.
+        loaded = tf.saved_model.load(os.fspath(temporary))
 
         def call(name: str, inputs: dict[str, Any]) -> dict[str, Any]:
             return loaded.signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
 
         errors = verify(call, density, generator, drawn, BOUND)
         about = metadata.facts(density, generator, functions, errors, BOUND, run)
-        extra = beside / "assets.extra"
+        extra = temporary / "assets.extra"
         extra.mkdir()
         (extra / metadata.FACTS).write_text(metadata.text(about), "utf-8")
         (extra / metadata.CARD).write_text(metadata.card(about), "utf-8")
@@ -88,7 +95,7 @@ def export_savedmodel(
 
 
 def _latent_rows(dim: int, seeds: tf.Tensor) -> tf.Tensor:
-    """The latent of ``Generator.sample(1, seed)`` for each of the seeds (rows,)."""
-    # Not tf.vectorized_map, which fails for no rows.
+    """Return the latent of ``Generator.sample(1, seed)`` for each of the seeds (rows,)."""
+    # tf.vectorized_map would fail for an empty batch.
     row = tf.TensorSpec((dim,), tf.float32)
     return tf.map_fn(lambda seed: random.latents(dim, 1, seed)[0], seeds, fn_output_signature=row)

@@ -1,4 +1,8 @@
-"""The named signatures that every artifact has, as concrete functions."""
+"""The named signatures that every artifact has, as concrete TensorFlow functions.
+
+Both exporters call ``signatures`` and write the result with ``save_module``; TFLite converts that
+SavedModel.  They differ only in how latents are drawn from seeds, see ``Sampler``.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ import tensorflow as tf
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 
+BOUND = 1e-5  # largest difference from Keras that is allowed, as a share of the largest value
+# A sampling signature: a function from latent_dim and the inputs to latents (rows, latent_dim), and
+# the specs of these inputs. A condition, if there is one, comes after them.
+Sampler = tuple[Callable[..., tf.Tensor], list[tf.TensorSpec]]
+
 
 def log_density(density: DDE, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-    """What an artifact's ``log_density`` is: normalised if it can be; the metadata say which."""
+    """Return what an artifact's ``log_density`` computes: normalised if log Z is trusted."""
     return density.log_density(x, conditions=condition, normalized=density.normalized)
-
-
-BOUND = 1e-5  # the largest error of an artifact, as a share of the largest value
-# A sampling signature: latents (rows, dim) of dim and its inputs before any condition; these.
-Sampler = tuple[Callable[..., tf.Tensor], list[tf.TensorSpec]]
 
 
 def signatures(
@@ -28,10 +32,20 @@ def signatures(
     samplers: Mapping[str, Sampler],
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """The signatures by name, as concrete functions."""
+    """Return the signatures by name, as concrete functions.
+
+    Args:
+        density: gives ``log_density`` and ``score``.
+        generator: gives ``decode`` and the samplers, or None.
+        samplers: the sampling signatures by name.
+        batch_size: rows of every call; None for any number.
+
+    Raises:
+        ValueError: the generator's rows or conditions do not have the density's shape.
+    """
     if generator is not None and generator.data_shape != density.data_shape:
         raise ValueError(
-            f"`generator` must make rows of the density's shape {density.data_shape}, "
+            f"`generator` must generate rows of the density's shape {density.data_shape}, "
             f"got {generator.data_shape}."
         )
     if generator is not None and generator.condition_dim != density.condition_dim:
@@ -46,7 +60,7 @@ def signatures(
     x = rows("x", *density.data_shape)
     condition = [rows("condition", density.condition_dim)] if density.condition_dim else []
 
-    def at(x: tf.Tensor, *condition: tf.Tensor) -> dict[str, tf.Tensor]:
+    def value(x: tf.Tensor, *condition: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"log_density": log_density(density, x, *condition)}
 
     def score(x: tf.Tensor, *condition: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -54,18 +68,18 @@ def signatures(
         return {"score": density.score(x, conditions=conditions)}
 
     functions = {
-        "log_density": traced(at, x, *condition),
+        "log_density": traced(value, x, *condition),
         "score": traced(score, x, *condition),
     }
     if generator is not None:
         dim = generator.latent_dim
 
         def decode(z: tf.Tensor, *condition: tf.Tensor) -> dict[str, tf.Tensor]:
-            # LiteRT can't return no rows from a reshape to a shape that it had to compute.
+            # With a computed shape here, LiteRT fails for an empty batch.
             return {"x": tf.reshape(generator.decode(z, *condition), (-1, *density.data_shape))}
 
         def sampling(latent: Callable[..., tf.Tensor], count: int) -> Callable:
-            return lambda *given: decode(latent(dim, *given[:count]), *given[count:])
+            return lambda *inputs: decode(latent(dim, *inputs[:count]), *inputs[count:])
 
         functions["decode"] = traced(decode, rows("z", dim), *condition)
         for name, (latent, inputs) in samplers.items():
@@ -76,7 +90,7 @@ def signatures(
 def save_module(
     functions: dict[str, Any], density: DDE, generator: Generator | None, path: str | os.PathLike
 ) -> None:
-    """Write the signatures as a SavedModel that holds the models' weights."""
+    """Write the signatures as a SavedModel that holds the weights of the models."""
     module = tf.Module()
     # SavedModel tracks TensorFlow's variables, not the Keras ones around them.
     models = [density] if generator is None else [density, generator.generator]
@@ -85,5 +99,5 @@ def save_module(
 
 
 def traced(function: Callable, *signature: tf.TensorSpec) -> Any:
-    """The concrete function of these inputs."""
+    """Trace ``function`` for inputs of these specs."""
     return tf.function(function, input_signature=signature).get_concrete_function()

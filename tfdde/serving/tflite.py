@@ -1,4 +1,4 @@
-"""Export to TFLite."""
+"""Export to a TFLite file, for LiteRT on servers, phones and in browsers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tfdde.serving.verify import Errors, ExportError, verify
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import atomic
 
-FLOAT16_BOUND = 1e-2  # the same of one whose weights are rounded to float16
+FLOAT16_BOUND = 1e-2  # as BOUND, for a file whose weights are rounded to float16
 
 
 def export_tflite(
@@ -34,31 +34,32 @@ def export_tflite(
     float16: bool = False,
     batch_size: int | None = None,
 ) -> tuple[Path, Errors]:
-    """Write a TFLite file of several signatures that needs builtin operations only.
+    """Write a TFLite file with the named signatures, made of builtin operations only.
 
-    ``sample`` draws by ``counter_normal``: z ~ N(0, I) too, but other numbers than Keras's,
-    whose generator TFLite lacks.  ``<path>.json`` and ``<path>.md`` are metadata and model card.
+    ``sample`` draws its latents by ``counter_normal``, since TFLite lacks the generator that Keras
+    uses: they are N(0, I) too, but other numbers. The metadata are written to ``<path>.json``, the
+    model card to ``<path>.md``.
 
     Args:
         path: the file, replaced if it exists.
         density: the trained density.
-        generator: a generator of data of the same shape.
-        run: the run folder, for the metadata to tell of the training.
-        float16: round the weights to float16, which halves the file.  The errors may then be
-            up to ``FLOAT16_BOUND`` of the largest value.
-        batch_size: rows of every call; by default any number.  Runtimes in browsers need it
-            fixed.  ``sample`` then makes so many rows and has no input ``num``.
+        generator: a generator of rows of the same shape, or None.
+        run: the run folder; the metadata then describe the training.
+        float16: round the weights to float16, which halves the file. Errors of up to
+            ``FLOAT16_BOUND`` of the largest value are then allowed.
+        batch_size: rows of every call; None for any number. Runtimes in browsers need a fixed
+            number. ``sample`` then generates so many rows and has no input ``num``.
 
     Returns:
-        The file written, and the measured errors as of ``export_savedmodel`` (``sample``:
-        against TensorFlow running the same sampler).
+        The file written, and the measured errors as from ``export_savedmodel``. ``sample`` is
+        compared with TensorFlow running the same sampler.
 
     Raises:
-        ValueError: density and generator do not fit together, ``batch_size`` is out of range,
-            or a file in ``run`` is damaged.
+        ValueError: density and generator do not fit together, ``batch_size`` is not a positive
+            integer, or a file in ``run`` is damaged.
         ImportError: ai-edge-litert, which verifies the file, is not installed.
         ExportError: a layer has no builtin operation in TFLite, or the file disagrees with
-            Keras; nothing is left at ``path``.
+            Keras; no file is written then.
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise ImportError("TFLite export needs ai-edge-litert: pip install 'tfdde[lite]'.")
@@ -67,8 +68,8 @@ def export_tflite(
     path = Path(path)
     bound = FLOAT16_BOUND if float16 else BOUND
 
-    def latent(dim: int, *given: tf.Tensor) -> tf.Tensor:
-        num, seed = given if batch_size is None else (tf.constant(batch_size), *given)
+    def latent(dim: int, *inputs: tf.Tensor) -> tf.Tensor:
+        num, seed = inputs if batch_size is None else (tf.constant(batch_size), *inputs)
         return counter_normal(num, dim, seed)
 
     num = [] if batch_size else [tf.TensorSpec((), tf.int32, name="num")]
@@ -83,9 +84,9 @@ def export_tflite(
         yield "sample", {spec.name: inputs[spec.name] for spec in samplers["sample"][1]}, z
 
     content = _convert(functions, density, generator, float16)
-    with atomic(path) as beside:
-        beside.write_bytes(content)
-        runners = _lite_runners(beside)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+        runners = _lite_runners(temporary)
         errors = verify(
             lambda name, inputs: runners[name](**inputs),
             density,
@@ -106,6 +107,7 @@ def export_tflite(
 def _convert(
     functions: dict[str, Any], density: DDE, generator: Generator | None, float16: bool
 ) -> bytes:
+    """Return the content of the TFLite file with these signatures."""
     with tempfile.TemporaryDirectory() as folder:
         save_module(functions, density, generator, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions])
@@ -118,12 +120,13 @@ def _convert(
             missing = sorted(set(re.findall(r"\btf\.[A-Z]\w+", str(error))))
             raise ExportError(
                 f"TFLite has no builtin operation for {', '.join(missing) or 'this model'}: "
-                "build the networks of the layers that tfdde.networks uses (a sum is a "
-                "ResidualSum, not Add)."
+                "build the networks from the layers that tfdde.networks uses (for a sum, "
+                "ResidualSum instead of Add)."
             ) from error
 
 
 def _lite_runners(path: Path) -> dict[str, Any]:
+    """Return LiteRT's runner of each signature in the file."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=os.fspath(path))

@@ -1,4 +1,4 @@
-"""Comparison of an exported artifact with Keras."""
+"""Compare every signature of an exported artifact with the Keras models that it was made from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Errors = dict[str, float]
 
 
 class ExportError(RuntimeError):
-    """The model can't be exported, or the artifact disagrees with Keras."""
+    """The model cannot be exported, or the artifact disagrees with Keras."""
 
 
 def verify(
@@ -32,20 +32,26 @@ def verify(
     batch_size: int | None = None,
     advice: str = "",
 ) -> Errors:
-    """Compare every signature with Keras; the largest error of each, or ExportError.
+    """Compare every signature with Keras.
+
+    The error of a signature is its largest difference from Keras, as a share of the largest value.
+    Log-densities may have a level of thousands, whose rounding in float32 is part of their error;
+    so for rows near the data their error is also given in nats, as ``log_density_nats``.
 
     Args:
         call: runs a signature of the artifact on inputs by name.
-        density, generator: what it must agree with.
-        drawn: for a number of rows and a seed, each sampling signature with its inputs before any
-            condition and the latents that it must decode.
+        density, generator: the Keras models.
+        drawn: from a number of rows and a seed, gives each sampling signature with its inputs
+            (without a condition) and the latents that it must decode.
         bound: the largest error allowed.
-        batch_size: rows of every call, if the artifact fixes them.
-        advice: what the message of an ExportError ends with.
+        batch_size: rows of every call if the artifact fixes them, else None.
+        advice: the end of the message of an ExportError.
 
-    An error is the largest difference as a share of the largest value.  Log-densities have
-    an arbitrary level, often of thousands, whose rounding in float32 is part of their error;
-    so theirs near the data is given in nats too, as ``log_density_nats``.
+    Returns:
+        The largest error of each signature.
+
+    Raises:
+        ExportError: a shape is wrong, or an error is larger than ``bound`` or NaN.
     """
     errors: Errors = {}
     size = 64 if batch_size is None else batch_size * math.ceil(64 / batch_size)
@@ -54,13 +60,13 @@ def verify(
         parts = [slice(i, i + batch_size) for i in range(0, size, batch_size)]
 
     def compare(name: str, inputs: dict[str, Any], expected: Any, among: Any) -> float:
-        """The largest difference; its share is of the values ``among`` those expected are."""
+        """Return the largest difference; as a share it refers to the largest of ``among``."""
         (output,) = call(name, inputs).values()
         got, want = np.asarray(output, np.float64), np.asarray(expected, np.float64)
         if got.shape != want.shape:
             raise ExportError(f"`{name}` returns the shape {got.shape}, Keras {want.shape}.")
         difference = float(np.abs(got - want).max(initial=0.0))
-        # Not of its own rows: the value of a single one may cancel to nearly 0.
+        # The largest of all rows, since the value of a single row may be nearly 0.
         share = difference / float(np.abs(among).max(initial=1e-30))
         if not share <= bound:  # also NaN
             raise ExportError(
@@ -71,7 +77,7 @@ def verify(
         return difference
 
     def compare_rows(name: str, function: Callable[..., tf.Tensor], **first: Any) -> float:
-        inputs = first | given
+        inputs = first | conditions
         among = function(*map(tf.constant, inputs.values()))
         differences = []
         for part in parts:
@@ -84,7 +90,7 @@ def verify(
         return density.score(x, conditions=condition[0] if condition else None)
 
     with _exact_matmul():
-        near, far, given = _points(density, generator, size)
+        near, far, conditions = _points(density, generator, size)
         nats = compare_rows("log_density", partial(log_density, density), x=near)
         compare_rows("log_density", partial(log_density, density), x=far)
         compare_rows("score", score, x=near)
@@ -92,9 +98,9 @@ def verify(
         if generator is not None:
             z = np.random.default_rng(1).standard_normal((size, generator.latent_dim), np.float32)
             compare_rows("decode", generator.decode, z=z)
-            among = generator.decode(z, given.get("condition"))
+            among = generator.decode(z, conditions.get("condition"))
             for part in parts[:3]:
-                inputs = {name: value[part] for name, value in given.items()}
+                inputs = {name: value[part] for name, value in conditions.items()}
                 c = [tf.constant(value) for value in inputs.values()]
                 for seed in (0, 2**31 - 1):
                     for name, arguments, latent in drawn(part.stop - part.start, seed):
@@ -105,9 +111,10 @@ def verify(
 def _points(
     density: DDE, generator: Generator | None, count: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Rows to compare at: two sets of ``count``, near the data as far as is known, and far away.
+    """Return rows to compare at: ``count`` near the data (as far as known) and ``count`` far away.
 
-    With them the inputs beside the rows, by name: conditions, those with a log Z if there are.
+    The third value holds further inputs by name: conditions, if the density takes them; those whose
+    log Z is known, if there are any.
     """
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((count, *density.data_shape), np.float32)
@@ -117,23 +124,23 @@ def _points(
         mean, scale = (
             np.broadcast_to(v, (1, *density.data_shape)) for v in (mean, np.sqrt(variance))
         )
-    given = {}
+    conditions = {}
     if density.condition_dim:
         c = rng.standard_normal((count, density.condition_dim), np.float32)
         if density.normalized and density.partitions is not None:
             c = np.resize(np.array(density.partitions.conditions, np.float32), c.shape)
-        given["condition"] = c
+        conditions["condition"] = c
     if generator is not None:
-        samples = generator.sample(count, seed=0, conditions=given.get("condition")).numpy()
+        samples = generator.sample(count, seed=0, conditions=conditions.get("condition")).numpy()
         near = samples + np.float32(density.noise.sigma) * noise
     else:
         near = (mean + scale * noise).astype(np.float32)
-    return near, (mean + 10.0 * scale * noise).astype(np.float32), given
+    return near, (mean + 10.0 * scale * noise).astype(np.float32), conditions
 
 
 @contextlib.contextmanager
 def _exact_matmul() -> Iterator[None]:
-    """Full float32 products: GPUs round the factors to 10 bits by default."""
+    """Multiply matrices in full float32; by default GPUs round the factors to 10 bits."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:

@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving runs when it loads a model, so that no caller waits."""
+"""Requests that TensorFlow Serving runs when it loads a model, so that no caller waits for it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FILE = "tf_serving_warmup_requests"
 
 
 def write_warmup(folder: str | os.PathLike, name: str, signatures: Mapping[str, Any]) -> None:
-    """Write a request of one row for each signature of rows; nothing without the serving API.
+    """Write a request of one row for each signature; do nothing without tensorflow-serving-api.
 
-    Not for a signature with a scalar input, which a server that batches would refuse.
+    Signatures with a scalar input get no request: a server that batches would refuse it.
 
     Args:
         folder: ``assets.extra`` of the SavedModel.
-        name: the model's, as the server knows it.
+        name: the model's name on the server.
         signatures: concrete functions by name.
     """
     if importlib.util.find_spec("tensorflow_serving") is None:
@@ -38,9 +38,9 @@ def write_warmup(folder: str | os.PathLike, name: str, signatures: Mapping[str, 
                 continue
             spec = model_pb2.ModelSpec(name=name, signature_name=signature)
             request = predict_pb2.PredictRequest(model_spec=spec)
-            for each in inputs:
-                one_row = tf.zeros((1, *each.shape[1:]), each.dtype).numpy()
-                request.inputs[each.name].CopyFrom(tf.make_tensor_proto(one_row))
+            for tensor in inputs:
+                one_row = tf.zeros((1, *tensor.shape[1:]), tensor.dtype).numpy()
+                request.inputs[tensor.name].CopyFrom(tf.make_tensor_proto(one_row))
             log = prediction_log_pb2.PredictLog(request=request)
             record = prediction_log_pb2.PredictionLog(predict_log=log)
             writer.write(record.SerializeToString())
