@@ -1,4 +1,11 @@
-"""Measures of densities on a grid and of samples (NumPy, float64)."""
+"""Measures of quality: of log-densities on a grid, of modes, and of samples (NumPy, float64).
+
+On a grid of two dimensions, ``grid_kl`` compares a model with the exact density. ``mode_shares``
+and ``mode_coverage`` count the samples of each mode. The other functions compare two sets of
+samples: as wholes (``frechet_distance``, ``kernel_distance``, ``sliced_wasserstein``) or by their
+nearest neighbours (``precision``, ``density``, ``coverage``, ``nearest_distances``). To compare
+images, pass the features of a classifier.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
 
 from tfdde.utils.checks import check_integer, check_positive
 from tfdde.utils.statistics import Measured
@@ -28,12 +36,27 @@ __all__ = [
     "sliced_wasserstein",
 ]
 
+CHUNK = 1_000  # rows of a matrix of distances, which bounds the memory
+
+
+# Log-densities on a grid
+
 
 def grid(low: float, high: float, n: int) -> tuple[np.ndarray, float]:
-    """Midpoints of n x n equal cells of the square [low, high]**2, and a cell's area.
+    """Divide the square [low, high]**2 into n x n equal cells.
 
     Returns:
-        Points, float64 (n * n, 2), the first coordinate running fastest, and the area.
+        The midpoints of the cells, float64 (n * n, 2), of which the first coordinate changes
+        fastest; and the area of a cell.
+
+    Raises:
+        ValueError: ``low`` is not below ``high``, or ``n`` is below 1.
+
+    Example:
+        >>> from tfdde import metrics
+        >>> points, cell_area = metrics.grid(0.0, 4.0, 2)
+        >>> points.tolist(), cell_area
+        ([[1.0, 1.0], [3.0, 1.0], [1.0, 3.0], [3.0, 3.0]], 4.0)
     """
     if not high > low or n < 1:
         raise ValueError(f"`grid` needs low < high and n >= 1, got {low!r}, {high!r}, {n!r}.")
@@ -43,35 +66,37 @@ def grid(low: float, high: float, n: int) -> tuple[np.ndarray, float]:
     return np.stack([x.ravel(), y.ravel()], axis=1), step**2
 
 
-def _check_values(value: Any, name: str) -> np.ndarray:
-    array = np.asarray(value, np.float64)
-    if array.ndim != 1 or not len(array):
-        raise ValueError(f"`{name}` must have shape (points,), got {array.shape}.")
-    if np.isnan(array).any() or np.isposinf(array).any():
-        raise ValueError(f"`{name}` must hold log-densities, got NaN or +inf among them.")
-    return array
-
-
 def grid_log_partition(log_density: Any, cell_area: float) -> float:
-    """log of the integral of exp(log_density) over the grid (midpoint rule), in nats."""
-    values = _check_values(log_density, "log_density")
-    top = values.max()
-    return float(top + np.log(np.exp(values - top).sum()) + np.log(cell_area))
+    """Return log Z: the log of the integral of exp(log_density) by the midpoint rule, in nats.
+
+    Args:
+        log_density: values at the midpoints of a grid, shape (points,).
+        cell_area: area of a cell.
+
+    Example:
+        >>> from tfdde import metrics
+        >>> points, cell_area = metrics.grid(-8.0, 8.0, 200)
+        >>> log_z = metrics.grid_log_partition(-0.5 * (points**2).sum(axis=1), cell_area)
+        >>> round(log_z, 4), round(float(np.log(2 * np.pi)), 4)
+        (1.8379, 1.8379)
+    """
+    return float(logsumexp(_check_values(log_density, "log_density")) + math.log(cell_area))
 
 
 def grid_kl(log_p: Any, log_q: Any, cell_area: float) -> float:
-    """KL(p || e^s / Z) on a grid, in nats.
+    """Return KL(p || e^s / Z) on a grid, in nats.
 
     Args:
         log_p: exact log-density at the points, shape (points,).
-        log_q: log-density s of the model there, normalised or not.
+        log_q: log-density s of the model at the same points; it need not be normalised.
         cell_area: area of a cell.
 
     Returns:
-        The divergence, with both normalised on the grid.
+        The divergence, after both were normalised on the grid.
 
     Raises:
-        ValueError: the grid covers less than 99.9 % of p's mass, or is too coarse for it.
+        ValueError: the shapes differ, or the mass of p on the grid is not within 0.1 % of 1: the
+            grid is too small or too coarse.
     """
     log_p, log_q = _check_values(log_p, "log_p"), _check_values(log_q, "log_q")
     if log_p.shape != log_q.shape:
@@ -86,21 +111,37 @@ def grid_kl(log_p: Any, log_q: Any, cell_area: float) -> float:
         )
     log_p = log_p - np.log(mass)
     log_q = log_q - grid_log_partition(log_q, cell_area)
-    some = log_p > -np.inf
-    return float(np.sum(np.exp(log_p[some]) * (log_p[some] - log_q[some])) * cell_area)
+    inside = log_p > -np.inf  # where p is 0 the integrand is 0
+    log_p, log_q = log_p[inside], log_q[inside]
+    return float(np.sum(np.exp(log_p) * (log_p - log_q)) * cell_area)
+
+
+def _check_values(value: Any, name: str) -> np.ndarray:
+    """Return log-densities as float64 (points,), or raise ValueError."""
+    array = np.asarray(value, np.float64)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"`{name}` must have shape (points,), got {array.shape}.")
+    if np.isnan(array).any() or np.isposinf(array).any():
+        raise ValueError(f"`{name}` must hold log-densities, got NaN or +inf among them.")
+    return array
+
+
+# Modes
 
 
 def mode_shares(x: Any, modes: Any, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the samples that is nearest to each mode and within ``radius`` of it.
+    """Return the share of the samples that belongs to each mode.
+
+    A sample belongs to the nearest mode if it is within ``radius`` of its centre.
 
     Args:
         x: samples, shape (n, d).
         modes: centres, shape (k, d).
-        radius: in the units of x; samples farther from all centres count for none.
+        radius: in the units of x. Samples farther from all centres belong to no mode.
 
     Returns:
-        Shares, float64 (k,), whose sum falls short of 1 by the share of strays, and their
-        binomial standard errors (k,).
+        The shares, float64 (k,), which sum to 1 minus the share of samples that belong to no
+        mode; and their binomial standard errors (k,).
     """
     x, modes = np.asarray(x, np.float64), np.asarray(modes, np.float64)
     if x.ndim != 2 or modes.ndim != 2 or x.shape[1] != modes.shape[1] or not len(x):
@@ -116,19 +157,21 @@ def mode_shares(x: Any, modes: Any, radius: float) -> tuple[np.ndarray, np.ndarr
 
 
 def mode_coverage(labels: Any, modes: int) -> tuple[int, Measured]:
-    """How many of equally likely modes samples reach, and their shares' KL to uniform.
+    """Count the modes that samples reach, and measure how evenly.
+
+    All modes should be equally likely.
 
     Args:
         labels: the mode of each sample, integers in [0, modes), shape (n,).
-        modes: how many there are.
+        modes: the number of modes.
 
     Returns:
-        The number of modes with at least one sample, and the sum of share log(share modes) in
-        nats with its standard error (delta method). Of finitely many samples it exceeds 0 even if
-        all modes are equally likely, by about (modes - 1) / (2 n).
+        The number of modes with at least one sample; and KL(shares || uniform), the sum of
+        share log(share modes), in nats, with its standard error (delta method). With n samples the
+        divergence is about (modes - 1) / (2 n) too large.
 
     Raises:
-        ValueError: no labels, or some that are no integers in [0, modes).
+        ValueError: there are no labels, or not all are integers in [0, modes).
     """
     modes = check_integer(modes, "modes")
     labels = np.asarray(labels)
@@ -145,37 +188,54 @@ def mode_coverage(labels: Any, modes: int) -> tuple[int, Measured]:
     )
 
 
-CHUNK = 1_000  # rows of one matrix of distances
+# Two samples as wholes
 
 
 def frechet_distance(x: Any, y: Any, repeats: int = 50, seed: int = 0) -> Measured:
-    """Fréchet distance of the Gaussians that have the samples' means and covariances.
+    """Return the Fréchet distance between Gaussians with the samples' means and covariances.
 
-    ||m - m'||**2 + tr(C + C' - 2 (C C')**0.5), "FID" on Inception's features (Heusel et al.
-    2017).  Its value is biased upwards for few rows: compare equal numbers of them.
+    It is ||m - m'||**2 + tr(C + C' - 2 (C C')**0.5), called "FID" if the rows are Inception
+    features (Heusel et al. 2017). With few rows it is too large: compare equal numbers of rows.
 
     Args:
         x, y: samples, shape (rows, features), with at least 2 rows.
-        repeats: bootstrap samples for the error.
-        seed: of these.
+        repeats: bootstrap samples for the standard error.
+        seed: fixes the bootstrap samples.
+
+    Example:
+        >>> from tfdde import metrics
+        >>> samples = np.random.default_rng(0).normal(size=(500, 2))
+        >>> round(metrics.frechet_distance(samples, samples + [3.0, 4.0]).value, 3)
+        25.0
     """
     return _bootstrap(_frechet, *_check(x, y), repeats, seed)
+
+
+def _frechet(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the Fréchet distance; see ``frechet_distance``."""
+    shift = x.mean(axis=0) - y.mean(axis=0)
+    c, d = np.atleast_2d(np.cov(x, rowvar=False)), np.atleast_2d(np.cov(y, rowvar=False))
+    # tr (C D)**0.5 is computed from the symmetric C**0.5 D C**0.5, which has the same eigenvalues.
+    variances, axes = np.linalg.eigh(c)
+    root = (axes * np.sqrt(np.maximum(variances, 0.0))) @ axes.T
+    both = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ d @ root), 0.0)).sum()
+    return shift @ shift + np.trace(c) + np.trace(d) - 2.0 * both
 
 
 def kernel_distance(
     x: Any, y: Any, bandwidth: float | None = None, block: int = 1_000, seed: int = 0
 ) -> Measured:
-    """Squared maximum mean discrepancy, without bias: mean over disjoint blocks of rows.
+    """Return the squared maximum mean discrepancy, an unbiased mean over disjoint blocks of rows.
 
-    With the kernel (x . y / features + 1)**3 it is "KID" (Bińkowski et al. 2018), with a
-    bandwidth the kernel is exp(-||x - y||**2 / (2 bandwidth**2)).  The error is that of the mean
+    The kernel is (x . y / features + 1)**3, which gives "KID" (Bińkowski et al. 2018); with a
+    bandwidth it is exp(-||x - y||**2 / (2 bandwidth**2)). The standard error is that of the mean
     over the blocks.
 
     Args:
         x, y: samples, shape (rows, features).
-        bandwidth: of the Gaussian kernel, in the units of the samples.
-        block: rows of a block; less if there are not two blocks.
-        seed: of the order of the rows.
+        bandwidth: that of a Gaussian kernel, in the units of the samples; None for KID.
+        block: rows of a block. It is reduced if the rows do not fill two blocks.
+        seed: fixes the order of the rows.
     """
     x, y = _check(x, y)
     if bandwidth is not None:
@@ -204,17 +264,17 @@ def kernel_distance(
 def sliced_wasserstein(
     x: Any, y: Any, directions: int = 100, repeats: int = 50, seed: int = 0
 ) -> Measured:
-    """Mean over random directions of the 1-Wasserstein distance of the projections.
+    """Return the sliced 1-Wasserstein distance: its mean over random one-dimensional projections.
 
     Args:
-        x, y: samples of equally many rows, shape (rows, features).
-        directions: how many; their choice is not in the error.
-        repeats: bootstrap samples for the error.
-        seed: of directions and bootstrap.
+        x, y: samples with equal numbers of rows, shape (rows, features).
+        directions: the number of projections. The standard error does not cover their choice.
+        repeats: bootstrap samples for the standard error.
+        seed: fixes the directions and the bootstrap samples.
     """
     x, y = _check(x, y)
     if len(x) != len(y):
-        raise ValueError(f"`x` and `y` must have equally many rows, got {len(x)} and {len(y)}.")
+        raise ValueError(f"`x` and `y` must have equal numbers of rows, got {len(x)} and {len(y)}.")
     rng = np.random.default_rng(seed)
     u = rng.standard_normal((x.shape[1], check_integer(directions, "directions")))
     u /= np.linalg.norm(u, axis=0)
@@ -225,50 +285,97 @@ def sliced_wasserstein(
     return _bootstrap(distance, x @ u, y @ u, repeats, seed)
 
 
-def precision(real: Any, made: Any, k: int = 3) -> Measured:
-    """Share of what was made that lies among the real rows (Kynkäänniemi et al. 2019).
+def _bootstrap(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    x: np.ndarray,
+    y: np.ndarray,
+    repeats: int,
+    seed: int,
+) -> Measured:
+    """Return a statistic of two samples with its bootstrap standard error."""
+    repeats = check_integer(repeats, "repeats", 2)
+    rng = np.random.default_rng(seed)
+    resampled = [
+        statistic(x[rng.integers(len(x), size=len(x))], y[rng.integers(len(y), size=len(y))])
+        for _ in range(repeats)
+    ]
+    return Measured(float(statistic(x, y)), float(np.std(resampled, ddof=1)))
 
-    Within the distance of a real row to its ``k``-th neighbour.  ``precision(made, real)`` is the
-    recall.  The error is that of the mean over ``made``, as for ``density``; the neighbourhoods'
-    own is not in it.
+
+# Nearest neighbours of two samples
+
+
+def precision(real: Any, made: Any, k: int = 3) -> Measured:
+    """Return the share of the generated rows that lie among the real ones.
+
+    A generated row lies among the real ones if it is closer to some real row than that row's
+    ``k``-th real neighbour (Kynkäänniemi et al. 2019). ``precision(made, real)`` is the recall.
+    The standard error is that of the mean over ``made``; it does not cover the choice of ``real``.
 
     Args:
-        real, made: samples, shape (rows, features).
-        k: neighbours that make a neighbourhood.
+        real, made: real and generated samples, shape (rows, features).
+        k: the neighbour whose distance is the radius of a neighbourhood.
     """
-    return _mean(_counts(*_check(real, made, "real", "made"), k)[0] > 0)
+    return _mean(_neighbourhoods(*_check(real, made, "real", "made"), k)[0] > 0)
 
 
 def density(real: Any, made: Any, k: int = 5) -> Measured:
-    """Mean number of real neighbourhoods that a made row is in, by ``k`` (Naeem et al. 2020).
+    """Return the mean number of real neighbourhoods that hold a generated row, divided by ``k``.
 
-    1 in the mean if both are of one distribution.  Args as of ``precision``.
+    Its expectation is 1 if both samples have the same distribution (Naeem et al. 2020). Arguments
+    and standard error are those of ``precision``.
     """
-    return _mean(_counts(*_check(real, made, "real", "made"), k)[0] / k)
+    return _mean(_neighbourhoods(*_check(real, made, "real", "made"), k)[0] / k)
 
 
 def coverage(real: Any, made: Any, k: int = 5) -> Measured:
-    """Share of the real rows whose neighbourhood something made is in (Naeem et al. 2020).
+    """Return the share of the real rows whose neighbourhood holds a generated row.
 
-    The error is that of the mean over ``real``.  Args as of ``precision``.
+    See Naeem et al. (2020). Arguments are those of ``precision``. The standard error is that of the
+    mean over ``real``.
     """
-    return _mean(_counts(*_check(real, made, "real", "made"), k)[1])
+    return _mean(_neighbourhoods(*_check(real, made, "real", "made"), k)[1])
 
 
 def nearest_distances(x: Any, train: Any) -> np.ndarray:
-    """Distance of each row to the nearest training row: float64 (rows,).
+    """Return the distance of each row to the nearest training row: float64 (rows,).
 
-    Of a generator that has learned its training rows by heart they are shorter than those of
-    fresh data.
+    If a generator has memorised its training rows, its samples are closer to them than fresh data.
     """
     x, train = _check(x, train, "x", "train", least=1)
     chunks = [cdist(x[i : i + CHUNK], train).min(axis=1) for i in range(0, len(x), CHUNK)]
     return np.concatenate(chunks)
 
 
+def _neighbourhoods(real: np.ndarray, made: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count memberships in the neighbourhoods of the real rows.
+
+    The neighbourhood of a real row reaches to its ``k``-th real neighbour.
+
+    Returns:
+        For each generated row, the number of neighbourhoods that hold it; for each real row,
+        whether its neighbourhood holds a generated row.
+    """
+    if check_integer(k, "k") >= len(real):
+        raise ValueError(f"`k` must be below the number of real rows, {len(real)}, got {k}.")
+    memberships, covered = np.zeros(len(made), int), np.zeros(len(real), bool)
+    for i in range(0, len(real), CHUNK):
+        centres = real[i : i + CHUNK]
+        # Position 0 holds the distance 0 of a row to itself.
+        radius = np.partition(cdist(centres, real), k, axis=1)[:, k]
+        within = cdist(centres, made) <= radius[:, None]
+        memberships += within.sum(axis=0)
+        covered[i : i + CHUNK] = within.any(axis=1)
+    return memberships, covered
+
+
+# What the measures of samples share
+
+
 def _check(
     x: Any, y: Any, first: str = "x", second: str = "y", least: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return two samples as float64 (rows, features), or raise ValueError."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     for array, name in ((x, first), (y, second)):
         if array.ndim != 2 or len(array) < least:
@@ -280,53 +387,13 @@ def _check(
             raise ValueError(f"`{name}` must be finite, got NaN or infinity among its entries.")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"`{first}` and `{second}` must have equally many features, got {x.shape[1]} and "
+            f"`{first}` and `{second}` must have equal numbers of features, got {x.shape[1]} and "
             f"{y.shape[1]}."
         )
     return x, y
 
 
 def _mean(values: np.ndarray) -> Measured:
+    """Return the mean with its standard error."""
     values = values.astype(np.float64)
     return Measured(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
-
-
-def _bootstrap(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    x: np.ndarray,
-    y: np.ndarray,
-    repeats: int,
-    seed: int,
-) -> Measured:
-    repeats = check_integer(repeats, "repeats", 2)
-    rng = np.random.default_rng(seed)
-    again = [
-        statistic(x[rng.integers(len(x), size=len(x))], y[rng.integers(len(y), size=len(y))])
-        for _ in range(repeats)
-    ]
-    return Measured(float(statistic(x, y)), float(np.std(again, ddof=1)))
-
-
-def _frechet(x: np.ndarray, y: np.ndarray) -> float:
-    shift = x.mean(axis=0) - y.mean(axis=0)
-    c, d = np.atleast_2d(np.cov(x, rowvar=False)), np.atleast_2d(np.cov(y, rowvar=False))
-    # tr (C D)**0.5 from the symmetric C**0.5 D C**0.5, which has the same eigenvalues.
-    variances, axes = np.linalg.eigh(c)
-    root = (axes * np.sqrt(np.maximum(variances, 0.0))) @ axes.T
-    both = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ d @ root), 0.0)).sum()
-    return shift @ shift + np.trace(c) + np.trace(d) - 2.0 * both
-
-
-def _counts(real: np.ndarray, made: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many real neighbourhoods each made row is in; whether something is in each of them."""
-    if check_integer(k, "k") >= len(real):
-        raise ValueError(f"`k` must be below the number of real rows, {len(real)}, got {k}.")
-    inside, covered = np.zeros(len(made), int), np.zeros(len(real), bool)
-    for i in range(0, len(real), CHUNK):
-        some = real[i : i + CHUNK]
-        # The nearest real row of a real row is itself.
-        radius = np.partition(cdist(some, real), k, axis=1)[:, k]
-        within = cdist(some, made) <= radius[:, None]
-        inside += within.sum(axis=0)
-        covered[i : i + CHUNK] = within.any(axis=1)
-    return inside, covered
