@@ -327,7 +327,7 @@ def test_layer_without_builtin_operation_is_named(tmp_path):
 def test_other_shape_of_the_generator_is_refused(tmp_path):
     _, generator = make_models(tfdde.networks.residual_mlp, 2)
     density = tfdde.DDE(tfdde.networks.residual_mlp(3, width=4, depth=1))
-    with pytest.raises(ValueError, match=r"`generator` must make rows .*\(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"`generator` must generate rows .*\(3,\), got \(2,\)"):
         serving.export_savedmodel(tmp_path / "m", density, generator)
 
 
