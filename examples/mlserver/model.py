@@ -1,26 +1,146 @@
-"""An exported SavedModel behind the V2 protocol: `mlserver start` in this folder."""
+"""An exported SavedModel behind the V2 protocol: `mlserver start` in this folder.
 
+settings.json keeps the model in the server's own process, where TensorFlow has its threads: workers
+of MLServer 1.7 fail to start with uvloop 0.22 or later ("There is no current event loop").
+"""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
 import tensorflow as tf
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
-from mlserver.types import InferenceRequest, InferenceResponse
+from mlserver.errors import InferenceError
+from mlserver.types import (
+    InferenceRequest,
+    InferenceResponse,
+    MetadataModelResponse,
+    MetadataTensor,
+    Parameters,
+    RequestInput,
+)
 from mlserver.utils import get_model_uri
+
+DATATYPES = {tf.float32: "FP32", tf.int32: "INT32", tf.int64: "INT64"}
+DEFAULT = "serving_default"
 
 
 class SavedModel(MLModel):
-    """Runs the signature that the request's parameter ``signature`` names, or the default one."""
+    """Runs the signature that the request's parameter ``signature`` names, or the default one.
+
+    A bad request is answered by status 400 and one sentence.
+    """
 
     async def load(self) -> bool:
-        """Load the folder that ``uri`` of model-settings.json names."""
-        self.loaded = tf.saved_model.load(await get_model_uri(self.settings))
+        """Load the folder that ``uri`` of model-settings.json names, or its latest version."""
+        folder = Path(await get_model_uri(self.settings))
+        versions = [p.parent for p in folder.glob("*/saved_model.pb") if p.parent.name.isdecimal()]
+        if not (folder / "saved_model.pb").exists() and versions:
+            folder = max(versions, key=lambda version: int(version.name))
+        # The name keeps the loaded module alive, and with it the variables of its signatures.
+        self.loaded = await asyncio.to_thread(tf.saved_model.load, str(folder))
+        self.signatures = dict(self.loaded.signatures)
         return True
 
+    async def metadata(self) -> MetadataModelResponse:
+        """Inputs and outputs of the default signature; the parameters have those of all."""
+        described = {name: describe(function) for name, function in self.signatures.items()}
+        as_json = {
+            name: {
+                side: [t.model_dump(exclude_none=True) for t in tensors[side]] for side in tensors
+            }
+            for name, tensors in described.items()
+        }
+        return MetadataModelResponse(
+            name=self.name,
+            platform="tensorflow_savedmodel",
+            **described[DEFAULT],
+            parameters=Parameters(signatures=as_json),
+        )
+
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """The outputs of one request, all in the row order of its inputs."""
-        name = getattr(payload.parameters, "signature", "serving_default")
-        inputs = {x.name: tf.constant(NumpyCodec.decode_input(x)) for x in payload.inputs}
+        """Run one request. All inputs and outputs have their rows in the same order."""
+        signature = getattr(payload.parameters, "signature", DEFAULT)
+        if not isinstance(signature, str) or signature not in self.signatures:
+            names = ", ".join(sorted(self.signatures))
+            raise InferenceError(f"The signature must be one of {names}, got {signature!r}.")
+        function = self.signatures[signature]
+        specs = function.structured_input_signature[1]
+        names = [tensor.name for tensor in payload.inputs]
+        if sorted(names) != sorted(specs):
+            raise InferenceError(
+                f"The inputs of {signature} must be {', '.join(sorted(specs))}, "
+                f"got {', '.join(names) or 'none'}."
+            )
+        inputs = {tensor.name: decode(tensor, specs[tensor.name]) for tensor in payload.inputs}
+        if len({len(x) for x in inputs.values() if x.ndim}) > 1:
+            sizes = ", ".join(f"{name} {len(x)}" for name, x in inputs.items() if x.ndim)
+            raise InferenceError(f"The inputs must have equal numbers of rows, got {sizes}.")
+        try:
+            results = await asyncio.to_thread(run, function, inputs)
+        except tf.errors.InvalidArgumentError as error:
+            raise InferenceError(f"The inputs are not valid: {first_line(error)}") from None
         outputs = []
-        for key, value in self.loaded.signatures[name](**inputs).items():
-            outputs.append(NumpyCodec.encode_output(key, value.numpy()))
-            outputs[-1].shape = value.shape.as_list()  # the codec makes columns of vectors
+        for name, value in results.items():
+            outputs.append(NumpyCodec.encode_output(name, value))
+            outputs[-1].shape = list(value.shape)  # the codec would make a column of a vector
         return InferenceResponse(model_name=self.name, outputs=outputs)
+
+
+def run(function, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a signature."""
+    tensors = {name: tf.constant(value) for name, value in inputs.items()}
+    return {name: value.numpy() for name, value in function(**tensors).items()}
+
+
+def describe(function) -> dict[str, list[MetadataTensor]]:
+    """Return the inputs and outputs of a signature; a size of -1 stands for any number of rows."""
+
+    def tensor(name, spec) -> MetadataTensor:
+        shape = [-1 if size is None else size for size in spec.shape.as_list()]
+        return MetadataTensor(name=name, datatype=DATATYPES[spec.dtype], shape=shape)
+
+    inputs, outputs = function.structured_input_signature[1], function.structured_outputs
+    return {
+        "inputs": [tensor(name, spec) for name, spec in sorted(inputs.items())],
+        "outputs": [tensor(name, spec) for name, spec in sorted(outputs.items())],
+    }
+
+
+def decode(tensor: RequestInput, spec: tf.TensorSpec) -> np.ndarray:
+    """Return the values of an input, or raise InferenceError if they do not fit ``spec``."""
+    name, datatype = tensor.name, DATATYPES[spec.dtype]
+    if tensor.datatype != datatype:
+        raise InferenceError(
+            f"The datatype of input {name!r} must be {datatype}, got {tensor.datatype}."
+        )
+    if min(tensor.shape, default=0) < 0 or not spec.shape.is_compatible_with(tensor.shape):
+        shape = ["rows" if size is None else size for size in spec.shape.as_list()]
+        wanted = "[" + ", ".join(map(str, shape)) + "]"
+        raise InferenceError(f"The shape of input {name!r} must be {wanted}, got {tensor.shape}.")
+    try:
+        array = np.array(list(tensor.data))
+        if spec.dtype.is_integer:
+            limits = np.iinfo(spec.dtype.as_numpy_dtype)
+            # An empty list is an array of floats.
+            if array.size and (
+                array.dtype.kind not in "iu"
+                or not limits.min <= array.min() <= array.max() <= limits.max
+            ):
+                raise ValueError("not all are such integers")
+        elif array.dtype.kind not in "fiubO":  # null among numbers stands for NaN
+            raise ValueError("not all are numbers")
+        elif array.size and np.nanmax(np.abs(array.astype(np.float64))) > np.finfo(np.float32).max:
+            raise ValueError("not all are finite in float32")
+        return array.astype(spec.dtype.as_numpy_dtype).reshape(tensor.shape)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InferenceError(
+            f"The data of input {name!r} must be {datatype} values that fill the shape "
+            f"{tensor.shape}: {first_line(error)}."
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without a full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
