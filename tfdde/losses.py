@@ -7,11 +7,15 @@ s, whose score is 0, then has the loss 1, whatever sigma and n are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 Function = Callable[[tf.Tensor], tf.Tensor]
+
+CLIP = 4.0  # nats of a log-ratio, beyond which it adds nothing to the weight of a sample
+MOST_WEIGHT = 4.0  # of a sample, as a multiple of the mean weight
 
 
 def score_of(log_density: Function, x: tf.Tensor) -> tf.Tensor:
@@ -106,3 +110,43 @@ def joint_loss(
     n = float(x.shape[1:].num_elements())
     square = tf.reduce_sum(tf.square(epsilon), axis=tuple(range(1, len(x.shape))))
     return _mean_square(width * score + epsilon), tf.square(slope - (square - n)) / (2 * n)
+
+
+def log_ratio_loss(at_data: tf.Tensor, at_samples: tf.Tensor) -> tf.Tensor:
+    """Logistic regression that tells noisy data from noisy samples, by their log-ratio r.
+
+    softplus(r) / log 2 at noisy data and softplus(-r) / log 2 at as many noisy samples of the
+    same levels. The minimiser is r = log q~ - log p~, with the constant that score matching
+    leaves open (density-ratio estimation: Sugiyama, Suzuki & Kanamori 2012). A constant 0 has
+    the loss 1.
+
+    >>> at_data = tf.constant([0.0, -3.0])  # data where p~ is e^3 times q~ say little against r
+    >>> tfdde.losses.log_ratio_loss(at_data, -at_data).numpy().round(3).tolist()
+    [1.0, 0.07, 1.0, 0.07]
+
+    Args:
+        at_data: r(x + eta, sigma) of data x, shape (batch,), in nats.
+        at_samples: r(g(z) + eta, sigma) of samples g(z), shape (batch,), in nats.
+
+    Returns:
+        The losses of the data and then of the samples, shape (2 batch,).
+    """
+    return tf.nn.softplus(tf.concat([at_data, -at_samples], axis=0)) / math.log(2.0)
+
+
+def forward_kl_weights(log_ratio: tf.Tensor) -> tf.Tensor:
+    """Weights of samples of q~ that turn the gradient of KL(q~ || p~) into that of KL(p~ || q~).
+
+    p~ / q~ = e^-r, as a multiple of its mean over the samples and at most ``MOST_WEIGHT`` of it.
+    Weighted by it, samples count most where there are too few of them, so that g does not lose
+    modes (compare the weights h of f-distillation, Xu, Nie & Vahdat 2025).
+
+    Args:
+        log_ratio: r = log q~ - log p~ at samples of q~, shape (batch,), in nats.
+
+    Returns:
+        Shape (batch,); no gradient flows through them.
+    """
+    ratio = tf.exp(tf.clip_by_value(-log_ratio, -CLIP, CLIP))
+    weights = tf.math.divide_no_nan(ratio, tf.reduce_mean(ratio))
+    return tf.stop_gradient(tf.minimum(weights, MOST_WEIGHT))

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde.losses import per_row
+from tfdde.losses import forward_kl_weights, log_ratio_loss, per_row
 from tfdde.models.dde import DDE
 from tfdde.models.trainer import Trainer, global_count, repeat, update_mean
 from tfdde.networks.dense import condition_width
@@ -58,6 +58,13 @@ class Generator(Trainer):
             then an error of that small difference only, which is all that the generator sees.
             With a frozen s_p an update of s_q costs about half as much again, and
             ``generated_dde`` by itself is not a density.
+        ratio: how a ``relative`` s_q - s_p is learned. "denoising": the generated DDE's own loss
+            on s_p + (s_q - s_p), as in the paper. "logistic": ``tfdde.losses.log_ratio_loss``, by
+            telling noisy data from noisy samples; it has the same optimum, needs neither s_p nor a
+            second derivative, and finds the weights of modes that lie apart.
+        forward: share, from 0 to 1, of KL(p~ || q~) in what g minimises; the rest is the paper's
+            KL(q~ || p~), whose optimum is the same but which lets go of modes easily. Needs
+            ``ratio="logistic"``.
         level_power: with ``LogUniform`` noise, levels are weighted by (sigma / minimum) to this
             power; the optimum is the same.
         seed: integer in [0, 2**31) that fixes latents and noise; by default drawn.
@@ -77,6 +84,8 @@ class Generator(Trainer):
         relative: bool = False,
         level_power: float = 1.0,
         seed: int | None = None,
+        ratio: str = "denoising",
+        forward: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -87,6 +96,15 @@ class Generator(Trainer):
         if not np.isfinite(level_power):
             raise ValueError(f"`level_power` must be a finite number, got {level_power!r}.")
         self.level_power = float(level_power)
+        if ratio not in ("denoising", "logistic"):
+            raise ValueError(f'`ratio` must be "denoising" or "logistic", got {ratio!r}.')
+        if ratio == "logistic" and not relative:
+            raise ValueError('`ratio` "logistic" learns s_q - s_p: it needs `relative=True`.')
+        if not 0.0 <= forward <= 1.0:
+            raise ValueError(f"`forward` must be a number in [0, 1], got {forward!r}.")
+        if forward and ratio != "logistic":
+            raise ValueError(f'`forward` = {forward!r} needs `ratio="logistic"`.')
+        self.ratio, self.forward = ratio, float(forward)
         self.seed = random.check_seed(seed)
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
             if not isinstance(dde, DDE):
@@ -185,7 +203,10 @@ class Generator(Trainer):
 
         self._generator_gradients = self.maybe_jit(self._loss_and_gradients)
         self._data_gradients = self.maybe_jit(self.data_dde.loss_and_gradients)
-        self._generated_gradients = self.maybe_jit(generated_gradients)
+        logistic = self.ratio == "logistic"
+        self._generated_gradients = self.maybe_jit(
+            self._log_ratio_and_gradients if logistic else generated_gradients
+        )
 
     def call(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """g(z) or g(z, condition), shape (batch, *data_shape)."""
@@ -221,9 +242,16 @@ class Generator(Trainer):
             updates = self.dde_optimizer.iterations
             z = self._latent(rows, updates, Stream.LATENT_DENSITY)
             sigma = self._level(rows, updates, Stream.GENERATED_LEVEL)
-            y = self.call(z, *condition)
+            columns = [self.call(z, *condition), sigma, *condition]
+            if self.ratio == "logistic":  # the data at the same levels, and then the samples
+                first = [x, sigma, *condition]
+                columns = [
+                    tf.concat([a, b], axis=0) if b.shape.rank else b
+                    for a, b in zip(first, columns, strict=True)
+                ]
+            y, *others = columns
             loss, count = self.generated_dde.minimize(
-                self._generated_gradients, y, self.dde_optimizer, sigma, *condition
+                self._generated_gradients, y, self.dde_optimizer, *others
             )
             update_mean(self.dde_loss_tracker, loss, count)
 
@@ -256,6 +284,23 @@ class Generator(Trainer):
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
+    def _log_ratio_and_gradients(
+        self,
+        both: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        total: tf.Tensor,
+        *condition: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """As ``DDE.loss_and_gradients``, for rows of data followed by as many samples."""
+        variables = self.generated_dde.network.trainable_variables
+        with tf.GradientTape() as tape:
+            noisy = both + per_row(sigma, both) * epsilon
+            r = self.generated_dde.correction(noisy, sigma, *condition)
+            loss = tf.reduce_sum(log_ratio_loss(*tf.split(r, 2)))
+            scaled = loss / total
+        return loss, tape.gradient(scaled, variables)
+
     def _divergence(
         self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor
     ) -> tf.Tensor:
@@ -264,6 +309,9 @@ class Generator(Trainer):
         y = x + per_row(sigma, x) * epsilon
         if self.relative:
             difference = self.generated_dde.correction(y, sigma, *condition)
+            if self.forward:
+                weights = forward_kl_weights(difference)
+                difference *= 1.0 - self.forward + self.forward * weights
         else:
             s_q = self.generated_dde.at(y, sigma, *condition)
             difference = s_q - self.data_dde.at(y, sigma, *condition)
@@ -382,6 +430,8 @@ class Generator(Trainer):
             self.relative,
             self.level_power,
             self.seed,
+            self.ratio,
+            self.forward,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -393,6 +443,8 @@ class Generator(Trainer):
             "data_steps": self.data_steps,
             "relative": self.relative,
             "level_power": self.level_power,
+            "ratio": self.ratio,
+            "forward": self.forward,
             "seed": self.seed,
             "name": self.name,
         }
