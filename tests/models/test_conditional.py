@@ -71,7 +71,7 @@ def labels():
     dde = train(*labelled(20_000, 0), steps=800)
     x, c = labelled(2_000, 1)
     found = dde.log_partition(x, conditions=c, samples=4_000, moves=2)
-    assert found is dde.partitions and found.trusted and dde.normalized
+    assert found == dde.partitions and found.trusted and dde.normalized
     return dde
 
 

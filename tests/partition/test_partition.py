@@ -227,7 +227,9 @@ def test_log_density_is_normalised_in_the_datas_units(trained, method, sigma):
     dde, data = trained
     samples = 2_000 if method == "annealed" else None
     found = dde.log_partition(data, method, sigma=sigma, samples=samples, seed=1)
-    assert found.trusted and found is dde.partition and found.sigma == (sigma or 0.1)
+    assert found.trusted and found.sigma == (sigma or 0.1)
+    if sigma is None:
+        assert found is dde.partition
     grid, cell = metrics.grid(-15, 25, 400)
     values = dde.log_density(grid, sigma).numpy()
     mass = metrics.grid_log_partition(values, cell)
@@ -279,6 +281,7 @@ def test_saved_and_loaded_with_its_log_z(trained, tmp_path):
 
 def test_unnormalised_values_are_refused_or_labelled(trained):
     dde, data = trained
+    dde.partition = None
     found = dde.log_partition(data)
     x = data[:3]
     np.testing.assert_allclose(

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.losses import dde_loss, joint_loss, score_of
+from tfdde.models.known_log_z import KnownLogZ
 from tfdde.models.trainer import Trainer, global_count, update_mean
 from tfdde.networks import initial_weights
 from tfdde.networks.dense import check_scalar
@@ -31,6 +32,7 @@ from tfdde.utils.checks import (
     to_conditions,
     to_rows,
 )
+from tfdde.utils.fingerprint import Fingerprint
 from tfdde.utils.random import Stream
 
 COMPONENT_ROWS = 50_000  # the most rows that independent components are computed from
@@ -110,9 +112,6 @@ class DDE(Trainer):
             it is drawn, reproducibly after ``keras.utils.set_random_seed``.
 
     Attributes:
-        partition: the ``LogPartition`` that ``log_partition`` found, or None. It is saved with
-            the model; training discards it.
-        partitions: the same for a conditional density: ``LogPartitions``, or None.
         condition_dim: entries of a condition, 0 for a density without conditions.
 
     Raises:
@@ -161,8 +160,8 @@ class DDE(Trainer):
         self.antithetic = bool(antithetic)
         self.time_weight = float(time_weight)
         self.seed = random.check_seed(seed)
-        self.partition: LogPartition | None = None
-        self.partitions: LogPartitions | None = None
+        hash_of = Fingerprint()
+        self._known_log_z = KnownLogZ(lambda: hash_of(self._all_weights()))
         self.loss_tracker = keras.metrics.Mean(name="loss")
         if normalization is not None and not normalization.built:
             normalization.build((None, *self.data_shape))
@@ -181,6 +180,7 @@ class DDE(Trainer):
         Raises:
             ValueError: wrong shape, NaN or infinity, fewer than two rows, or nothing to adapt.
         """
+        self.before_weights_change()
         if self.normalization is None and self.base is None:
             raise ValueError("There is neither a `normalization` nor a `base` to adapt.")
         rows = check_pixels(check_rows(x, "x", self.data_shape), "x")
@@ -203,6 +203,7 @@ class DDE(Trainer):
                 flat rows with at least n units.
             ImportError: scikit-learn is not installed.
         """
+        self.before_weights_change()
         rng = np.random.default_rng(self.seed)
         rows = check_rows(x, "x", self.data_shape)
         rows = rows[rng.permutation(len(rows))[:COMPONENT_ROWS]]
@@ -412,12 +413,6 @@ class DDE(Trainer):
         update_mean(self.loss_tracker, tf.reduce_sum(loss), tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
 
-    def fit(self, x: Any, conditions: Any = None, **kwargs: Any) -> keras.callbacks.History:
-        self.partition = self.partitions = None
-        return super().fit(x, conditions, **kwargs)
-
-    fit.__doc__ = Trainer.fit.__doc__
-
     @property
     def metrics(self) -> list:
         return [self.loss_tracker]
@@ -539,6 +534,34 @@ class DDE(Trainer):
     # log Z.
 
     @property
+    def partition(self) -> LogPartition | None:
+        """The estimate of log Z that ``log_partition`` found at the noise's own ``sigma``.
+
+        Without one at this level it is the latest one, or None. It is saved with the model. All
+        estimates are discarded when the weights of network, base or normalization have changed.
+        """
+        return self._known_log_z.latest(self.noise.sigma)
+
+    @partition.setter
+    def partition(self, estimate: LogPartition | None) -> None:
+        self._known_log_z.discard(conditional=False)
+        if estimate is not None:
+            self._known_log_z.add(None, estimate)
+
+    @property
+    def partitions(self) -> LogPartitions | None:
+        """The same for a conditional density: the estimates at all conditions, or None."""
+        at_sigma = self._known_log_z.by_condition(self.noise.sigma)
+        return at_sigma or self._known_log_z.by_condition()
+
+    @partitions.setter
+    def partitions(self, estimates: LogPartitions | None) -> None:
+        self._known_log_z.discard(conditional=True)
+        if estimates is not None:
+            for condition, found in zip(estimates.conditions, estimates.estimates, strict=True):
+                self._known_log_z.add(condition, found)
+
+    @property
     def normalized(self) -> bool:
         """Whether ``log_density`` at its default sigma has a trusted log Z to subtract.
 
@@ -546,9 +569,16 @@ class DDE(Trainer):
         """
         if not self.condition_dim:
             return self._trusted_log_z(self.noise.sigma)[0] is not None
-        if self.partitions is None or not self.partitions.trusted:
-            return False
-        return {known.sigma for known in self.partitions.estimates} == {self.noise.sigma}
+        known = self._known_log_z.by_condition(self.noise.sigma)
+        return known is not None and known.trusted
+
+    def _all_weights(self) -> list[keras.Variable]:
+        """The variables that s depends on."""
+        parts = (self.network, self.base, self.normalization)
+        return [variable for part in parts if part is not None for variable in part.weights]
+
+    def before_weights_change(self) -> None:
+        self._known_log_z.adopt_weights()
 
     def _trusted_log_z(self, sigma: float, conditions: Any = None) -> tuple[Any, str]:
         """A trusted log Z, or None if there is none, and where it was looked for, in words.
@@ -557,13 +587,12 @@ class DDE(Trainer):
         """
         place = f"sigma = {sigma:g}"
         if conditions is None:
-            known = self.partition
-            trusted = known is not None and known.trusted and known.sigma == sigma
-            return (known.value if known and trusted else None), place
-        partitions = self.partitions
-        if partitions is None:
+            estimate = self._known_log_z.at(sigma)
+            return (estimate.value if estimate and estimate.trusted else None), place
+        known = self._known_log_z.by_condition(sigma)
+        if known is None:
             return None, f"{place} and any condition"
-        log_z = in_chunks(lambda c: partitions.values(c, sigma), [conditions])
+        log_z = in_chunks(lambda c: known.values(c, sigma), [conditions])
         if tf.executing_eagerly():  # in a graph the rows without a log Z stay NaN
             unknown = np.flatnonzero(np.isnan(log_z))
             if len(unknown):
@@ -586,12 +615,14 @@ class DDE(Trainer):
         moves: int = 5,
         seed: int = 0,
     ) -> LogPartition | LogPartitions:
-        """Estimate log Z, store it in ``partition`` and so normalise ``log_density``.
+        """Estimate log Z, keep it and so normalise ``log_density``.
+
+        Estimates at other noise levels and conditions are kept, too, until the weights change.
 
         In a conditional density each condition has its own log Z. This method finds them one by
         one for the distinct rows of ``conditions``, such as labels, each from the data of that
-        condition, and stores them in ``partitions``. Continuous conditions hardly ever repeat:
-        ``given`` returns a density at one of them, which can be normalised.
+        condition. Continuous conditions hardly ever repeat: ``given`` returns a density at one of
+        them, which can be normalised.
 
         Args:
             data: array of shape (rows, *data_shape), preferably not the training data.
@@ -620,7 +651,8 @@ class DDE(Trainer):
         settings = self.noise, method, sigma, samples, moves, seed
         result: LogPartition | LogPartitions
         if c is None:
-            result = self.partition = estimate(self.evaluator, rows, *settings)
+            result = estimate(self.evaluator, rows, *settings)
+            self._known_log_z.add(None, result)
         else:
             estimates = {}
             c = np.broadcast_to(c, (len(rows), self.condition_dim))
@@ -631,7 +663,8 @@ class DDE(Trainer):
 
                 estimates[condition] = estimate(at, rows_there, *settings)
             result = LogPartitions(tuple(estimates), tuple(estimates.values()))
-            self.partitions = result
+            for condition, found in estimates.items():
+                self._known_log_z.add(condition, found)
         if not result.trusted:
             advice = "train with tfdde.LogUniform noise and use the ladder"
             if isinstance(self.noise, LogUniform):
@@ -648,8 +681,8 @@ class DDE(Trainer):
         """The density at one condition: a ``DDE`` without conditions, with a copy of the weights.
 
         It has everything that a density without conditions has: ``log_partition``,
-        ``tfdde.tuning.select_sigma``, saving, export. Its log Z is that of ``partitions`` at
-        exactly this condition, if there is one. Otherwise ``log_partition`` finds it, also at a
+        ``tfdde.tuning.select_sigma``, saving, export. It keeps the log Z of exactly this
+        condition, if there is one. Otherwise ``log_partition`` finds it, also at a
         continuous condition: give it rows of this condition or of conditions nearby, which the
         ladder moves to the density at this one. That says nothing about whether the density is
         right there: between and beyond the conditions of the training data it depends on how the
@@ -670,7 +703,8 @@ class DDE(Trainer):
             self.time_weight,
             self.seed,
         )
-        dde.partition = self.partitions.of(condition) if self.partitions else None
+        for estimate_there in self._known_log_z.of_condition(condition):
+            dde._known_log_z.add(None, estimate_there)
         return dde
 
     # Saving and loading.
@@ -683,8 +717,7 @@ class DDE(Trainer):
             "normalization": keras.saving.serialize_keras_object(self.normalization),
             "antithetic": self.antithetic,
             "time_weight": self.time_weight,
-            "partition": keras.saving.serialize_keras_object(self.partition),
-            "partitions": keras.saving.serialize_keras_object(self.partitions),
+            "log_z": self._known_log_z.get_config(),
             "seed": self.seed,
             "name": self.name,
         }
@@ -692,12 +725,11 @@ class DDE(Trainer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DDE:
         config = dict(config)
-        config.setdefault("partitions", None)  # missing in files from before there were conditions
-        for name in ("network", "noise", "base", "normalization", "partition", "partitions"):
+        log_z = config.pop("log_z", None) or _log_z_of_earlier_versions(config)
+        for name in ("network", "noise", "base", "normalization"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
-        partition, partitions = config.pop("partition"), config.pop("partitions")
         dde = cls(**config)
-        dde.partition, dde.partitions = partition, partitions
+        dde._known_log_z.restore(log_z)
         return dde
 
     def get_compile_config(self) -> dict[str, Any] | None:
@@ -707,6 +739,17 @@ class DDE(Trainer):
         config = dict(config)
         config["optimizer"] = keras.optimizers.deserialize(config["optimizer"])
         self.compile(**config)
+
+
+def _log_z_of_earlier_versions(config: dict[str, Any]) -> dict[str, Any]:
+    """What ``KnownLogZ.restore`` takes, from the config of a file that has no fingerprint."""
+    partition, partitions = (config.pop(name, None) for name in ("partition", "partitions"))
+    estimates = [[None, partition]] if partition else []
+    if partitions:
+        found = keras.saving.deserialize_keras_object(partitions)
+        serialized = map(keras.saving.serialize_keras_object, found.estimates)
+        estimates += [list(pair) for pair in zip(found.conditions, serialized, strict=True)]
+    return {"weights": None, "estimates": estimates}
 
 
 def in_chunks(function: Callable[..., tf.Tensor], columns: list[Any]) -> tf.Tensor:

@@ -336,6 +336,10 @@ class Generator(Trainer):
         update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
 
+    def before_weights_change(self) -> None:
+        for dde in (self.data_dde, self.generated_dde):
+            dde.before_weights_change()
+
     @property
     def metrics(self) -> list:
         trackers = [self.loss_tracker, self.dde_loss_tracker]

@@ -246,6 +246,17 @@ class Trainer(keras.Model):
         x, conditions = data
         return self._check_data(x, conditions, f"{name}[0]", f"{name}[1]")
 
+    def before_weights_change(self) -> None:
+        """Called by everything that may change weights, before it does."""
+
+    def set_weights(self, weights: Any) -> None:
+        self.before_weights_change()
+        super().set_weights(weights)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        self.before_weights_change()
+        super().load_weights(filepath, *args, **kwargs)
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Do nothing: the networks are built from the start.
 
@@ -260,6 +271,7 @@ class Trainer(keras.Model):
             self.train_function = self.test_function = None
 
     def make_train_function(self, force: bool = False) -> Callable:
+        self.before_weights_change()
         if self.train_function is None or force:
             self.train_function = self._loop(self.train_step, [m.name for m in self.metrics])
         return self.train_function
