@@ -1,4 +1,7 @@
-"""The density that the benchmarks found to suit tables best, in one call."""
+"""The densities and generators that the scripts, scikit-learn and the search over sigma train.
+
+Each function returns models that are not compiled yet: optimizers are the caller's choice.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import numpy as np
 
 from tfdde import networks
 from tfdde.models.dde import DDE
+from tfdde.models.generator import Generator
+from tfdde.networks import convolutional, initial_weights
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import LogUniform, Noise
 from tfdde.utils.checks import check_rows
 
-ROWS_PER_COLUMN = 5  # at least, for independent components to be worth their name
+ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
 
 
 def table_density(
@@ -24,18 +29,23 @@ def table_density(
     normalization: keras.layers.Normalization | None = None,
     seed: int | None = None,
 ) -> DDE:
-    """A ``DDE`` of a table, not yet compiled: products of mixtures over a residual MLP of SiLUs.
+    """Return the density that the benchmarks found best for tables.
 
-    Base and normalization are adapted to the rows, and the first layer starts at their
-    independent components, if it has a unit for each and the rows are enough.
+    Its network is a residual MLP of SiLUs whose output is a product of mixtures of experts.
+    Base and normalization are adapted to the rows, and the first layer starts at the rows'
+    independent components if it has a unit for each of them and the rows are enough.
 
     Args:
         x: training rows, shape (rows, n).
-        noise: its levels; the network has an input for them with ``LogUniform``.
+        noise: the noise levels; with ``LogUniform`` the network has an input for the level.
         width: units of each hidden layer.
         depth: number of residual layers.
         normalization: layer that standardises the columns; None: they are taken as they are.
-        seed: of the density.
+        seed: of noise and order of the rows; the network's weights are drawn by
+            ``keras.utils.set_random_seed``.
+
+    Returns:
+        A ``DDE`` that is not compiled yet.
 
     Raises:
         ValueError: wrong shape, NaN or infinity, fewer than two rows.
@@ -50,7 +60,7 @@ def table_density(
 
 
 def table_network(n: int, width: int, depth: int, levels: bool = True) -> keras.Model:
-    """The network of ``table_density``, for rows of ``n`` columns."""
+    """Return the network of ``table_density``, for rows of ``n`` columns."""
     return networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
 
 
@@ -60,12 +70,178 @@ def start(dde: DDE, x: np.ndarray, width: int) -> None:
         dde.start_at_independent_components(x)
 
 
+def paper_table_density(
+    x: Any,
+    noise: Noise,
+    width: int = 64,
+    depth: int = 25,
+    normalization: keras.layers.Normalization | None = None,
+    seed: int | None = None,
+) -> DDE:
+    """Return the paper's density of a table, a residual MLP, with a Gaussian base.
+
+    Arguments, return value and errors are those of ``table_density``; ``noise`` has one level,
+    as ``Constant`` and ``Decay`` have.
+    """
+    x = check_rows(x, "x", np.shape(x)[1:2] or (1,))
+    n = x.shape[1]
+    network = networks.residual_mlp(n, width, depth)
+    dde = DDE(network, noise, GaussianBase(n), normalization, antithetic=True, seed=seed)
+    dde.adapt(x)
+    return dde
+
+
+def toy_models(
+    x: Any,
+    noise: Noise,
+    *,
+    width: int = 32,
+    depth: int = 25,
+    generator_width: int = 32,
+    generator_depth: int = 25,
+    latent_dim: int = 2,
+    scale: float = 1.0,
+    dde_steps: int = 10,
+    relative: bool = False,
+    level_power: float = 1.0,
+    seed: int = 0,
+) -> tuple[DDE, Generator]:
+    """Return the density s_p of points in the plane, and the generator that is trained on it.
+
+    With one noise level the generated density s_q has a network like that of s_p, as in
+    Algorithm 1; with ``LogUniform`` noise it has a smaller one, which serves for the difference
+    of s_q and s_p.
+
+    Args:
+        x: points, shape (rows, 2), which the Gaussian bases are adapted to.
+        noise: the noise levels of both densities.
+        width, depth: units and number of residual layers of the density.
+        generator_width, generator_depth: the same of the generator.
+        latent_dim: entries of a latent z.
+        scale: size of the points, by which the networks divide them.
+        dde_steps: updates of s_q for one of the generator.
+        relative: whether s_q's network learns s_q - s_p.
+        level_power: weight of a level sigma in the generator's loss is sigma to this power.
+        seed: of noise and latents; the networks' weights are drawn by
+            ``keras.utils.set_random_seed``.
+    """
+    many = isinstance(noise, LogUniform)
+
+    def density_of(network: keras.Model, seed: int) -> DDE:
+        base = GaussianBase(2)
+        base.adapt(x)
+        network = _rescaled(network, 1 / scale, 1.0)
+        return DDE(network, noise, base, antithetic=True, time_weight=0.2, seed=seed)
+
+    density = density_of(networks.residual_mlp(2, width, depth, levels=many), seed)
+    if many:
+        generated = networks.residual_mlp(2, 64, 4, activation="silu", levels=True, experts=2)
+    else:
+        generated = networks.residual_mlp(2, width, depth)
+    network = networks.residual_mlp(
+        latent_dim, generator_width, generator_depth, activation="silu", output_shape=2
+    )
+    generator = Generator(
+        _rescaled(network, 1.0, scale),
+        data_dde=density,
+        generated_dde=density_of(generated, seed + 2),
+        latent_dim=latent_dim,
+        dde_steps=dde_steps,
+        relative=relative,
+        level_power=level_power,
+        seed=seed + 3,
+    )
+    return density, generator
+
+
+def _rescaled(network: keras.Model, inputs: float, outputs: float) -> keras.Model:
+    """The network of ``inputs`` x, its output times ``outputs``."""
+    if inputs == outputs == 1.0:
+        return network
+    x, *others = [keras.Input(i.shape[1:], name=i.name) for i in network.inputs]
+    y = network([keras.layers.Rescaling(inputs)(x), *others] if others else x)
+    return keras.Model([x, *others] if others else x, keras.layers.Rescaling(outputs)(y))
+
+
+def image_models(
+    x: Any,
+    noise: Noise,
+    *,
+    kind: str = "conv",
+    width: int = 32,
+    depth: int = 2,
+    activation: Any = "silu",
+    latent_dim: int = 16,
+    dde_steps: int = 1,
+    level_power: float = 2.0,
+    seed: int = 0,
+) -> tuple[DDE, Generator]:
+    """Return the density s_p of images, and the generator that is trained on it.
+
+    The generated density s_q has a network like that of s_p; with ``LogUniform`` noise it
+    learns s_q - s_p.
+
+    Args:
+        x: images with pixels in [0, 1], shape (rows, height, width, channels).
+        noise: the noise levels of both densities.
+        kind: "conv" for convolutional networks, "dense" for the paper's dense blocks, which
+            start along the covariance and the principal components of the images.
+        width: channels or units of a layer, of all three networks.
+        depth: residual layers of a resolution, or layers of a dense block.
+        activation: of the densities' networks.
+        latent_dim: entries of a latent z.
+        dde_steps: updates of s_q for one of the generator.
+        level_power: weight of a level sigma in the generator's loss is sigma to this power.
+        seed: of noise and latents; the networks' weights are drawn by
+            ``keras.utils.set_random_seed``.
+
+    Raises:
+        ValueError: another ``kind``.
+    """
+    if kind not in ("conv", "dense"):
+        raise ValueError(f"`kind` must be 'conv' or 'dense', got {kind!r}.")
+    many, shape = isinstance(noise, LogUniform), np.shape(x)[1:]
+    covariance = GaussianBase(shape)
+    covariance.adapt(x)  # which takes seconds; both bases are copies of it
+
+    def density_of(seed: int) -> DDE:
+        base = GaussianBase(shape)
+        base.set_weights(covariance.get_weights())
+        build = convolutional.conv_density if kind == "conv" else networks.dense_block
+        network = build(shape, width, depth, activation=activation, levels=many)
+        if kind == "dense":
+            initial_weights.along_covariance(network, base, noise.sigma, seed)
+        # Time-score matching would help to normalise s_p, which a generator does not need.
+        return DDE(network, noise, base, antithetic=True, time_weight=0.0, seed=seed)
+
+    density = density_of(seed)
+    if kind == "conv":
+        network = convolutional.conv_generator(latent_dim, shape, width)
+    else:
+        network = networks.dense_block(
+            latent_dim, width, depth, output_shape=shape, output_activation="sigmoid"
+        )
+        initial_weights.at_principal_components(network, x)
+    generator = Generator(
+        network,
+        data_dde=density,
+        generated_dde=density_of(seed + 1),
+        latent_dim=latent_dim,
+        dde_steps=dde_steps,
+        relative=many,
+        level_power=level_power,
+        seed=seed + 2,
+    )
+    return density, generator
+
+
 def adam(
     learning_rate: float, steps: int, power: float = 0.5, **kwargs: Any
 ) -> keras.optimizers.Adam:
-    """Adam for networks that follow one another.
+    """Return Adam for networks that follow one another.
 
-    Its rate falls to 0 in ``steps`` steps, by the share of them that is left to ``power``.
+    Its rate falls to 0 in ``steps`` steps, in proportion to the share of the steps that is left
+    to the power ``power``; ``kwargs`` are of ``keras.optimizers.Adam``.
     """
     schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power)
     # Little momentum: what s_q and g follow is moving.

@@ -5,18 +5,18 @@
     python train/sigma_search.py --data table.csv --width 32 256 --learning-rate 5e-4 5e-3
 
 Each trial trains a density at all levels from its sigma to --sigma-max, normalises it by the ladder
-and is ranked by the log-likelihood of validation rows; one whose log Z can't be trusted fails.
-Beside them the density of the lowest sigma is read at all of its levels: one training shows the
-curve that the trials show point by point. The best is trained again on training and validation rows
-together, and test rows are evaluated once, at the end.
+and is ranked by the log-likelihood of the validation rows; a trial whose log Z can't be trusted
+fails. For comparison, the density of the lowest sigma is read at all of its levels: this one
+training shows the curve on which each trial is a point. The best density is trained again on
+training and validation rows together, and the test rows are evaluated once, at the end.
 
-Of a few hundred rows or less a tenth is too few to choose by: --folds 5 has each fifth of them
-validate in turn, at five times the cost.
+With a few hundred rows or fewer, a 10 % validation split is too small to choose sigma. With
+--folds 5 each fifth of the rows validates in turn, at five times the cost.
 
-Give two numbers for a range to search, one for a fixed value. Everything lands in --output, whose
-density.keras is normalised and is what export/ takes; Ctrl-C at any time, then --resume. Several
-processes share a search by keras-tuner's variables KERASTUNER_TUNER_ID (chief, tuner0, ...),
-KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, and one --output.
+Give two numbers for a range to search, one for a fixed value. All files are written to --output,
+and density.keras there is normalised, ready for export/. Ctrl-C stops the search, and --resume
+continues it. Several processes share a search by keras-tuner's variables KERASTUNER_TUNER_ID
+(chief, tuner0, ...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, and one --output.
 """
 
 import argparse
@@ -28,10 +28,10 @@ import sys
 from typing import Any
 
 import numpy as np
-import tabular  # type: ignore[import-not-found]  # the script beside this one
 
 from tfdde import datasets, plots, runs, tuning
 from tfdde.datasets.tables import BUILTIN
+from tfdde.runs import command_line
 from tfdde.utils.files import atomic
 from tfdde.utils.statistics import QUANTILE, mean_and_error
 
@@ -47,18 +47,12 @@ def parse(argv):
         description="Search the noise level of a table by held-out log-likelihood.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    source, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
-    count, number = runs.positive_int, runs.positive_float
-    source.add_argument("--data", metavar="FILE", help="table: .csv, .parquet, .npy or .npz")
-    names = [*BUILTIN, *datasets.TOYS, "mnist", *datasets.UCI]
-    source.add_argument("--dataset", choices=names, help="or a known one")
-    add("--columns", nargs="+", metavar="NAME", help="columns of --data (None: all)")
+    command_line.add_table_options(parser, [*BUILTIN, *datasets.TOYS, "mnist", *datasets.UCI])
+    seed = "of split, search, weights, batches, noise and log Z"
+    command_line.add_run_options(parser, "runs/NAME_sigma", seed)
+    add, count, number = parser.add_argument, runs.positive_int, runs.positive_float
     add("--rows", type=count, default=10_000, help="of a toy")
     add("--components", type=count, default=43, help="principal components of mnist")
-    add("--data-dir", help="folder with the files of mnist or a UCI set")
-    add("--output", help="folder of this run (None: runs/NAME_sigma)")
-    add("--resume", action="store_true", help="continue the search in --output")
-    add("--seed", type=int, default=0, help="of split, search, weights, batches, noise and log Z")
     add("--search", choices=SEARCHES, default="bayesian", help="keras-tuner's oracle")
     add("--trials", type=count, default=10, help="densities to train (hyperband has its own count)")
     add("--epochs", type=count, default=40, help="of a trial, at most, of at least 50 steps")
@@ -75,43 +69,26 @@ def parse(argv):
     add("--folds", type=count, help=f"{parts} (None: the validation rows)")
     again = "train the best density again, on training and validation rows"
     add("--refit", action=argparse.BooleanOptionalAction, default=True, help=again)
-    add("--jit", action=argparse.BooleanOptionalAction, default=True, help="compile by XLA")
     args = parser.parse_args(argv)
-    if args.columns and not args.data:
-        parser.error("--columns needs --data")
-    for name in RANGES:
-        low, *high = values = getattr(args, name)
+    name = command_line.check_table_options(parser, args)
+    args.output = args.output or f"runs/{name}_sigma"
+    for option in RANGES:
+        low, *high = values = getattr(args, option)
         if len(values) > 2 or (high and high[0] <= low):
-            option = name.replace("_", "-")
+            option = option.replace("_", "-")
             parser.error(f"--{option} must be one number or LOW HIGH, got {values}")
     if args.sigma_max <= args.sigma[-1]:
         parser.error(f"--sigma-max {args.sigma_max} must exceed --sigma {args.sigma[-1]}")
-    name = args.dataset or os.path.basename(args.data).partition(".")[0]
-    args.output = args.output or f"runs/{name}_sigma"
     if args.folds == 1:
         parser.error("--folds must be at least 2, got 1")
     return args
 
 
-def load(args):
-    if args.dataset in datasets.TOYS:
-        x = datasets.sample_toy(args.dataset, args.rows, args.seed)
-        return datasets.Table(*datasets.split_rows(x, args.seed), ("x", "y"))
-    if args.dataset == "mnist":
-        try:
-            return datasets.load_mnist_components(args.components, args.data_dir, args.seed)
-        except ValueError as error:
-            raise runs.RunError(str(error)) from None
-    return tabular.load(argparse.Namespace(**vars(args) | {"sigma": args.sigma[0]}))
-
-
 def make_tuner(args, x, folder):
-    try:
+    with command_line.user_errors():
         import keras_tuner
 
         from tfdde.tuning import search
-    except ImportError as error:
-        raise runs.RunError(str(error)) from None
     oracles = keras_tuner.oracles
     make, budget = {
         "bayesian": (oracles.BayesianOptimizationOracle, {"max_trials": args.trials}),
@@ -124,8 +101,10 @@ def make_tuner(args, x, folder):
         max_consecutive_failed_trials=FAILURES,
         **budget,
     )
-    given = {name: getattr(args, name) for name in RANGES}
-    ranges = {name: tuple(v) if len(v) > 1 else v[0] for name, v in given.items()}
+    ranges = {}
+    for name in RANGES:
+        values = getattr(args, name)
+        ranges[name] = tuple(values) if len(values) > 1 else values[0]
     densities = search.Densities(
         x,
         **ranges,
@@ -147,7 +126,7 @@ def make_tuner(args, x, folder):
 
 
 def table_of(tuner):
-    """The trials that ended, best first: name, hyperparameters, log-likelihood, error, status."""
+    """A row for each trial, best first: name, hyperparameters, likelihood, error, status."""
     rows = []
     for trial in tuner.oracle.trials.values():
         values = {k: v for k, v in trial.hyperparameters.values.items() if "/" not in k}
@@ -166,18 +145,25 @@ def table_of(tuner):
 @runs.command
 def main(argv=None):
     args = parse(argv)
-    table = load(args)
+    with command_line.user_errors():
+        table = datasets.load_table(
+            args.data or args.dataset,
+            args.columns,
+            args.data_dir,
+            args.seed,
+            rows=args.rows,
+            components=args.components,
+        )
+        datasets.check_resolution(table, args.sigma[0])
     x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
     everything = np.concatenate([x, x_validation])
     worker = "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "chief")
-    given = runs.with_checksum(args, everything)
-    run = None if worker else runs.Run(args.output, given, args.resume)
+    arguments = runs.with_checksum(args, everything)
+    run = None if worker else runs.Run(args.output, arguments, args.resume)
     if args.folds:
-        try:
-            # What a trial's density is of, which is kept: the first part validates it.
+        with command_line.user_errors():
+            # The density that is kept of a trial is that of the first fold.
             x, x_validation = tuning.split(everything, args.folds, args.seed)[0]
-        except ValueError as error:
-            raise runs.RunError(str(error)) from None
     tuner = make_tuner(args, everything if args.folds else x, args.output)
     try:
         if args.folds:
@@ -192,7 +178,7 @@ def main(argv=None):
             f"{FAILURES} trials in a row failed: {reason.splitlines()[-1]}"
         ) from None
     if run is None:
-        return True  # the chief has the rest
+        return True  # the chief does the rest
 
     rows = table_of(tuner)
     with atomic(run / "trials.csv") as beside, beside.open("w", newline="") as f:
@@ -212,7 +198,7 @@ def main(argv=None):
             dde = tuner.refit(everything, epochs=args.epochs, verbose=2)
         except ValueError as error:
             raise runs.RunError(f"{error}; add --no-refit.") from None
-    # Of the trials' densities the one with the lowest sigma has the longest curve.
+    # The density of the trial with the lowest sigma has the longest curve.
     done = [tuner.oracle.trials[row["trial"]] for row in rows if row["status"] == "COMPLETED"]
     lowest = tuner.load_model(min(done, key=lambda t: t.hyperparameters.values.get("sigma", 0.0)))
     curve = tuning.select_sigma(

@@ -3,14 +3,19 @@
     python train/tabular.py --data sales.csv --columns price weight age
     python train/tabular.py --dataset wine
     python train/tabular.py --dataset power --data-dir DIR --paper
+    python train/tabular.py --data sales.csv --preset runs/wine/config.json
 
-Columns are standardised, and s(x, sigma) trained at all noise levels from --sigma to --sigma-max
-at once; the weights of the epoch with the lowest validation loss are kept. The ladder gives log Z
-at each level, and validation rows choose the level at which the test rows are evaluated.
+The columns are standardised, and s(x, sigma) is trained at all noise levels from --sigma to
+--sigma-max at once. The weights of the epoch with the lowest validation loss are kept. The ladder
+gives log Z at each level, and the validation rows choose the level at which the test rows are
+evaluated.
 
 With --paper one level falls from --sigma-max to --sigma, and log Z is from importance sampling.
-Ours are the Gaussian base, the averaged and validated weights, and how often sigma is divided by
-1.1: every 16 epochs. Everything lands in --output; Ctrl-C at any time, then --resume.
+The Gaussian base, the averaged and validated weights, and dividing sigma by 1.1 every 16 epochs
+are this project's choices. The paper's settings depend on the data set: gas --width 128
+--sigma 0.04, hepmass --width 128 --sigma 0.02, miniboone --sigma 0.15 (constant).
+
+All files are written to --output. Ctrl-C stops the training, and --resume continues it.
 """
 
 import argparse
@@ -24,115 +29,82 @@ import keras
 import numpy as np
 
 import tfdde
-from tfdde import datasets, networks, plots, recipes, runs, tuning
+from tfdde import datasets, plots, recipes, runs, tuning
 from tfdde.datasets.tables import BUILTIN
 from tfdde.noise import Noise
 from tfdde.partition.importance import importance
-from tfdde.utils import random
+from tfdde.runs import command_line
 from tfdde.utils.files import atomic
 from tfdde.utils.statistics import mean_and_error
 
-count, number = runs.positive_int, runs.positive_float
-OPTIONS: dict[str, tuple] = {  # with their defaults without and with --paper
-    "seed": (int, 0, 0, "of split, weights, batches, noise and log Z"),
-    "width": (count, 128, 64, "units of a layer"),
-    "depth": (count, 4, 25, "residual layers"),
-    "sigma": (number, 0.05, 0.05, "lowest noise level"),
-    "sigma-max": (number, 8.0, 0.1, "highest noise level"),
-    "batch-size": (count, 512, 512, "rows a step"),
-    "steps": (count, 4_000, None, "training steps; None: 400 passes over the rows"),
-    "learning-rate": (number, 2e-3, 2.5e-4, "Adam's, falling"),
-    "patience": (count, 10, 400, "stop after so many epochs that improved nothing"),
-    "samples": (count, 5_000, 50_000, "for log Z, at each level"),
-}
-PAPER = {  # where its sets differ
-    "gas": {"width": 128, "sigma": 0.04},
-    "hepmass": {"width": 128, "sigma": 0.02},
-    "miniboone": {"sigma": 0.15},
-}
+PRESETS = Path(__file__).parent / "presets" / "tabular"
+DEFAULT = "levels"
 EPOCHS = 400  # at most; the paper's are passes over the rows
 EPOCH = 50  # steps, at least, between two lines of the log, two validations, two checkpoints
 GROUP = 10  # steps of one compiled call, if they divide that number
-VALIDATED = 4_096  # noisy rows of a validation; few rows are taken repeatedly, with other noise
+VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each time with other noise
 MOVES = 5  # of Monte Carlo at each level of the ladder
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 
 
 def parse(argv):
+    first = command_line.preset_parser(PRESETS, None)
+    first.add_argument("--paper", action="store_true", help="the paper's method and settings")
+    command_line.add_table_options(first, [*BUILTIN, *datasets.UCI])
+    chosen = first.parse_known_args(argv)[0]
     parser = argparse.ArgumentParser(
+        parents=[first],
         description="Train the density of a table and print its held-out log-likelihood.",
-        epilog="In brackets: the default; the paper's, but for gas --width 128 --sigma 0.04, for "
-        "hepmass --width 128 --sigma 0.02, for miniboone --sigma 0.15, constant.",
+        epilog="Defaults shown are those of the preset.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    source, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
-    source.add_argument("--data", metavar="FILE", help="table: .csv, .parquet, .npy or .npz")
-    source.add_argument("--dataset", choices=[*BUILTIN, *datasets.UCI], help="or a known one")
-    add("--columns", nargs="+", metavar="NAME", help="columns of --data [all]")
-    add("--data-dir", help="folder with the files of power, gas, hepmass or miniboone")
-    add("--output", help="folder of this run [runs/NAME, of the data]")
-    add("--resume", action="store_true", help="continue the run in --output")
-    add("--paper", action="store_true", help="the paper's method and settings")
-    add("--jit", action=argparse.BooleanOptionalAction, default=True, help="compile by XLA [yes]")
-    for name, (kind, ours, paper, text) in OPTIONS.items():
-        add(f"--{name}", type=kind, help=f"{text} [{ours}; {paper}]")
+    command_line.add_run_options(parser, "runs/NAME", "of split, weights, batches, noise and log Z")
+    add, count, number = parser.add_argument, runs.positive_int, runs.positive_float
+    add("--width", type=count, help="units of a layer")
+    add("--depth", type=count, help="residual layers")
+    add("--sigma", type=number, help="lowest noise level")
+    add("--sigma-max", type=number, help="highest noise level")
+    add("--batch-size", type=count, help="rows a step")
+    add("--steps", type=count, help="training steps (None: 400 passes over the rows)")
+    add("--learning-rate", type=number, help="Adam's, falling")
+    add("--patience", type=count, help="stop after so many epochs that improved nothing")
+    add("--samples", type=count, help="for log Z, at each level")
+    preset = command_line.read_preset(PRESETS, preset_name(chosen), DEFAULT)
+    if chosen.data or chosen.dataset:
+        preset = {k: v for k, v in preset.items() if k not in ("data", "dataset", "columns")}
+    command_line.set_preset(parser, preset)
     args = parser.parse_args(argv)
-    for name, (_, ours, paper, _) in OPTIONS.items():
-        name = name.replace("-", "_")
-        if getattr(args, name) is None:
-            paper = PAPER.get(args.dataset, {}).get(name, paper)
-            setattr(args, name, paper if args.paper else ours)
-    if args.columns and not args.data:
-        parser.error("--columns needs --data")
+    name = command_line.check_table_options(parser, args)
+    args.output = args.output or f"runs/{name}"
     if not args.paper and args.sigma_max <= args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} must exceed --sigma {args.sigma}")
-    args.output = args.output or f"runs/{args.dataset or Path(args.data).name.partition('.')[0]}"
     return args
 
 
-def load(args):
-    """The rows in three parts; whatever is wrong with them ends in one sentence."""
-    try:
-        random.check_seed(args.seed)
-        if args.data:
-            x, columns = datasets.read_table(args.data, args.columns)
-            table = datasets.Table(*datasets.split_rows(x, args.seed), columns)
-        elif args.dataset in datasets.UCI:
-            table = datasets.load_uci(args.dataset, args.data_dir)
-        else:
-            table = datasets.load_builtin(args.dataset, args.seed)
-        if len(table.x_test) < 2:
-            raise ValueError("There must be at least 20 rows: a tenth of them is for the test.")
-        # Noise below float32's resolution of the values would vanish in their rounding.
-        resolution = np.finfo(np.float32).eps * np.abs(table.x_train).max(axis=0) / args.sigma
-        lost = table.x_train.std(axis=0, dtype=np.float64) <= resolution
-        if lost.any():
-            name = table.columns[lost.argmax()]
-            raise ValueError(f"Column {name!r} is constant in float32, or nearly: leave it out.")
-    except (ImportError, ValueError) as error:
-        raise runs.RunError(str(error)) from None
-    return table
+def preset_name(chosen):
+    """The name of the preset that was chosen; the paper's settings depend on the data set."""
+    name = chosen.preset or ("paper" if chosen.paper else DEFAULT)
+    of_the_set = f"paper_{chosen.dataset}"
+    return of_the_set if name == "paper" and (PRESETS / f"{of_the_set}.json").is_file() else name
 
 
 def build(args, x):
     """The density, ready to be trained on the rows ``x``."""
-    decay = keras.optimizers.schedules
+    schedules = keras.optimizers.schedules
     # The UCI sets are standardised already.
     normalization = None if args.dataset in datasets.UCI else keras.layers.Normalization(axis=-1)
+    settings = args.width, args.depth, normalization, args.seed
     if args.paper:
-        n = x.shape[1]
-        network = networks.residual_mlp(n, args.width, args.depth)
         noise: Noise = tfdde.Constant(args.sigma)
         if args.sigma < args.sigma_max:
             noise = tfdde.Decay(args.sigma_max, args.sigma, max(1, args.steps // 25), rate=1.1)
-        base = tfdde.GaussianBase(n)
-        dde = tfdde.DDE(network, noise, base, normalization, antithetic=True, seed=args.seed)
-        dde.adapt(x)
+        dde = recipes.paper_table_density(x, noise, *settings)
         quarter = max(1, args.steps // 4)
-        rate = decay.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
+        rate = schedules.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
     else:
         noise = tfdde.LogUniform(args.sigma, args.sigma_max)
-        dde = recipes.table_density(x, noise, args.width, args.depth, normalization, args.seed)
-        rate = decay.CosineDecay(args.learning_rate, args.steps)
+        dde = recipes.table_density(x, noise, *settings)
+        rate = schedules.CosineDecay(args.learning_rate, args.steps)
     # The weights are averaged over about 100 steps.
     adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
     dde.compile(adam, steps_per_execution=GROUP, jit_compile=args.jit)
@@ -140,7 +112,10 @@ def build(args, x):
 
 
 def normalise(args, dde, table, path):
-    """Read the density at the level, of those with a trusted log Z, that validation likes best."""
+    """Read the density at the level with the highest likelihood of validation rows.
+
+    Only levels whose log Z is trusted count; with --paper there is one level.
+    """
     x, x_validation = table.x_train, table.x_validation
     starts = tuning.ladder_starts(x, x_validation)
     if args.paper:
@@ -166,14 +141,17 @@ def normalise(args, dde, table, path):
 @runs.command
 def main(argv=None):
     args = parse(argv)
-    table = load(args)
+    with command_line.user_errors():
+        table = datasets.load_table(
+            args.data or args.dataset, args.columns, args.data_dir, args.seed
+        )
+        datasets.check_resolution(table, args.sigma)
     x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
     args.steps = args.steps or EPOCHS * math.ceil(len(x) / args.batch_size)
     run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)
     keras.utils.set_random_seed(args.seed)
 
     dde = build(args, x)
-    epoch_steps = max(EPOCH, args.steps // EPOCHS)
     best = runs.KeepBest(
         np.resize(x_validation, (VALIDATED, x.shape[1])),
         args.patience,
@@ -181,6 +159,7 @@ def main(argv=None):
         curve=run / "validation.csv",
     )
     batches = partial(datasets.stream, x, args.batch_size, args.seed)
+    epoch_steps = max(EPOCH, args.steps // EPOCHS)
     done = run.train("density", dde, batches, args.steps, epoch_steps, callbacks=[best])
     logs = {"training": run / "density.csv", "validation": run / "validation.csv"}
     plots.loss_curves(run / "losses.png", logs)

@@ -1,56 +1,38 @@
-"""Train a density and a generator on a 2-D toy, and hold them against the exact density.
+"""Train a density and a generator on a 2-D toy, and compare them with the exact density.
 
     python train/toy.py --dataset checkerboard --sigma 0.2
     python train/toy.py --preset quick --sigma 0.1
+    python train/toy.py --preset runs/checkerboard/config.json --output runs/again
 
-First the denoising density estimator s_p of the points at all noise levels from --sigma to
---sigma-max, compared at --sigma with the exact density on a grid. Then the generator g against
-it: at a large sigma no part of the data is out of its sight, a small one makes it sharp. What g
-makes has a DDE too, s_q, of which a network learns the difference from s_p. With --sigma-max
-equal to --sigma there is one level, and s_q a network like s_p's: Algorithm 1 to the letter.
+First the denoising density estimator s_p of the points is trained at all noise levels from --sigma
+to --sigma-max, and compared at --sigma with the exact density on a grid. Then the generator g is
+trained on it: with a large sigma every part of the data attracts samples, and a small sigma makes
+them sharp. The samples of g have a DDE too, s_q, whose network learns the difference from s_p.
+With --sigma-max equal to --sigma there is one level, and s_q has a network like that of s_p: this
+is Algorithm 1 of the paper.
 
-Everything lands in --output; Ctrl-C at any time, then --resume.
+All files are written to --output. Ctrl-C stops the training, and --resume continues it.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 import keras
 
 import tfdde
-from tfdde import datasets, metrics, networks, plots, recipes, runs
+from tfdde import datasets, metrics, plots, recipes, runs
+from tfdde.runs import command_line
 
-# The defaults by --preset; an option given on the command line wins.
-PRESETS = {
-    "paper": {
-        "width": 32,
-        "depth": 25,
-        "generator_width": 32,
-        "generator_depth": 25,
-        "batch_size": 2_048,
-        "dde_steps": 10,
-        "steps": 6_000,
-        "generator_steps": 6_000,
-    },
-    "quick": {
-        "width": 64,
-        "depth": 8,
-        "generator_width": 128,
-        "generator_depth": 4,
-        "batch_size": 1_024,
-        "dde_steps": 3,
-        "steps": 12_000,
-        "generator_steps": 10_000,
-    },
-}
-EPOCH = 500  # steps between two lines of the log, and two checkpoints
+PRESETS = Path(__file__).parent / "presets" / "toy"
+DEFAULT = "paper"
+EPOCH = 500  # steps between two lines of the log, and between two checkpoints
 GROUP = 10  # steps of one compiled call
 POOL = 1_000_000  # points that the batches are drawn from
 
 
 def parse(argv):
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", choices=PRESETS, default="paper", help="choice of defaults")
+    first = command_line.preset_parser(PRESETS, DEFAULT)
     preset = first.parse_known_args(argv)[0].preset
     parser = argparse.ArgumentParser(
         parents=[first],
@@ -58,11 +40,9 @@ def parse(argv):
         epilog="Defaults shown are those of the preset.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    command_line.add_run_options(parser, "runs/DATASET", "of weights, points, noise and latents")
     add, count, number = parser.add_argument, runs.positive_int, runs.positive_float
     add("--dataset", choices=datasets.TOYS, default="checkerboard", help="the toy")
-    add("--output", help="folder of this run (default: runs/DATASET)", default=argparse.SUPPRESS)
-    add("--resume", action="store_true", help="continue the run in --output")
-    add("--seed", type=int, default=0, help="of weights, points, noise and latents")
     add("--width", type=count, help="units of a layer of the density")
     add("--depth", type=count, help="residual layers of the density")
     add("--generator-width", type=count, help="units of a layer of the generator")
@@ -77,33 +57,23 @@ def parse(argv):
     add("--learning-rate", type=number, default=1e-2, help="Adam's for s_p, falling to 0")
     add("--dde-learning-rate", type=number, default=4e-3, help="Adam's for s_q, falling to 0")
     add("--generator-learning-rate", type=number, default=2e-3, help="Adam's for g, likewise")
-    relative = "s_q's network learns s_q - s_p (default: with several levels)"
-    switch, suppress = argparse.BooleanOptionalAction, argparse.SUPPRESS
-    add("--relative", action=switch, default=suppress, help=relative)
+    relative = "s_q's network learns s_q - s_p (None: with several levels)"
+    add("--relative", action=argparse.BooleanOptionalAction, help=relative)
     add("--level-power", type=float, default=1.0, help="levels weigh (sigma / --sigma) to this")
     add("--ema", type=number, default=0.998, help="momentum of the averages of g's weights")
-    add("--jit", action=switch, default=True, help="compile by XLA")
-    add("--devices", nargs="+", metavar="GPU:0", help="devices to share a batch (all GPUs)")
-    parser.set_defaults(**PRESETS[preset])
+    command_line.add_device_option(parser)
+    command_line.set_preset(parser, command_line.read_preset(PRESETS, preset, DEFAULT))
     args = parser.parse_args(argv)
-    args.output = getattr(args, "output", f"runs/{args.dataset}")
+    args.output = args.output or f"runs/{args.dataset}"
     if args.sigma_max < args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} is below --sigma {args.sigma}")
-    args.relative = getattr(args, "relative", args.sigma_max > args.sigma)
+    if args.relative is None:
+        args.relative = args.sigma_max > args.sigma
     if args.ema >= 1:
         parser.error(f"--ema must be below 1, got {args.ema}")
     if args.generator_steps < 0:
         parser.error(f"--generator-steps must be >= 0, got {args.generator_steps}")
     return args
-
-
-def rescaled(network, inputs, outputs):
-    """The network of ``inputs`` x, its output times ``outputs``."""
-    if inputs == outputs == 1.0:
-        return network
-    x, *others = [keras.Input(i.shape[1:], name=i.name) for i in network.inputs]
-    y = network([keras.layers.Rescaling(inputs)(x), *others] if others else x)
-    return keras.Model([x, *others] if others else x, keras.layers.Rescaling(outputs)(y))
 
 
 @runs.command
@@ -118,45 +88,31 @@ def main(argv=None):
 
     many = args.sigma_max > args.sigma
     noise = tfdde.LogUniform(args.sigma, args.sigma_max) if many else tfdde.Constant(args.sigma)
-
-    # Networks see all toys at the size of the first four, for which their first weights are.
-    scale = datasets.toy_scale(args.dataset) / datasets.toy_scale("checkerboard")
-
-    def density_of(network, seed):
-        network = rescaled(network, 1 / scale, 1.0)
-        base = tfdde.GaussianBase(2)
-        base.adapt(x)
-        return tfdde.DDE(network, noise, base, antithetic=True, time_weight=0.2, seed=seed)
-
     with strategy.scope():
-        network = networks.residual_mlp(2, args.width, args.depth, levels=many)
-        density = density_of(network, args.seed)
+        density, generator = recipes.toy_models(
+            x,
+            noise,
+            width=args.width,
+            depth=args.depth,
+            generator_width=args.generator_width,
+            generator_depth=args.generator_depth,
+            latent_dim=args.latent_dim,
+            # The networks see all toys at the size of the checkerboard, which suits their
+            # first weights.
+            scale=datasets.toy_scale(args.dataset) / datasets.toy_scale("checkerboard"),
+            dde_steps=args.dde_steps,
+            relative=args.relative,
+            level_power=args.level_power,
+            seed=args.seed,
+        )
         cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
         # The weights are averaged over about 100 steps.
         averaging = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
         density.compile(averaging, steps_per_execution=GROUP, jit_compile=args.jit)
-        if many:
-            generated = networks.residual_mlp(2, 64, 4, activation="silu", levels=True, experts=2)
-        else:
-            generated = networks.residual_mlp(2, args.width, args.depth)
-        shape = {"width": args.generator_width, "depth": args.generator_depth, "output_shape": 2}
-        network = networks.residual_mlp(args.latent_dim, activation="silu", **shape)
-        generator = tfdde.Generator(
-            rescaled(network, 1.0, scale),
-            data_dde=density,
-            generated_dde=density_of(generated, args.seed + 2),
-            latent_dim=args.latent_dim,
-            dde_steps=args.dde_steps,
-            relative=args.relative,
-            level_power=args.level_power,
-            seed=args.seed + 3,
-        )
-        steps = max(1, args.generator_steps)
-        # Two time scales: g's rate falls faster than s_q's, which so catches up with it.
+        steps, rate = max(1, args.generator_steps), args.generator_learning_rate
+        # g's rate falls faster than s_q's, so that s_q catches up with g at the end.
         generator.compile(
-            recipes.adam(
-                args.generator_learning_rate, steps, 1.0, use_ema=True, ema_momentum=args.ema
-            ),
+            recipes.adam(rate, steps, 1.0, use_ema=True, ema_momentum=args.ema),
             dde_optimizer=recipes.adam(args.dde_learning_rate, steps * args.dde_steps),
             steps_per_execution=GROUP,
             jit_compile=args.jit,

@@ -1,7 +1,7 @@
 """The training scripts as a user runs them, tiny: files, errors, Ctrl-C and --resume."""
 
 import gzip
-import importlib.util
+import json
 import os
 import re
 import signal
@@ -13,8 +13,11 @@ import zlib
 from pathlib import Path
 
 import keras
+import mnist
 import numpy as np
 import pytest
+import tabular
+import toy as toy_script
 
 import tfdde
 from tfdde import runs
@@ -29,21 +32,11 @@ TOY = [*IMAGES, "--generator-width=8", "--generator-depth=2"]
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """Import train/<name>.py, with a small pool of points and short epochs."""
-
-    def load(name):
-        monkeypatch.syspath_prepend(ROOT / "train")
-        monkeypatch.delitem(sys.modules, "mnist", raising=False)
-        spec = importlib.util.spec_from_file_location(name, ROOT / "train" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if name == "toy":
-            monkeypatch.setattr(module, "POOL", 1000)
-            monkeypatch.setattr(module, "EPOCH", 4)
-        return module
-
-    return load
+def toy(monkeypatch):
+    """The script, with a small pool of points and short epochs."""
+    monkeypatch.setattr(toy_script, "POOL", 1000)
+    monkeypatch.setattr(toy_script, "EPOCH", 4)
+    return toy_script
 
 
 @pytest.fixture
@@ -87,9 +80,9 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("dataset, high", [("checkerboard", 0.2), ("distant_gaussians", 9.0)])
-def test_toy(script, tmp_path, capsys, dataset, high):
+def test_toy(toy, tmp_path, capsys, dataset, high):
     """Of one level, and of many on a toy whose networks see it rescaled."""
-    toy, folder = script("toy"), tmp_path / "run"
+    folder = tmp_path / "run"
     args = [*TOY, f"--dataset={dataset}", f"--sigma-max={high}", "--steps=6", "--generator-steps=5"]
     args += [f"--output={folder}"]
     assert toy.main(args) == 0
@@ -120,12 +113,12 @@ def test_toy(script, tmp_path, capsys, dataset, high):
         ("stacked_mnist", []),
     ],
 )
-def test_images(script, tmp_path, idx_folder, name, options):
+def test_images(tmp_path, idx_folder, name, options):
     folder = tmp_path / "run"
     args = ["--width=8", "--batch-size=16", "--dde-steps=2", "--no-jit", "--depth=1"]
     args += ["--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}", f"--output={folder}"]
     kwargs = {} if name == "mnist" else {"dataset": name}
-    assert script(name).main([*args, *options], **kwargs) == 0
+    assert mnist.main([*args, *options], **kwargs) == 0
     assert files(folder) >= EXPECTED | {"interpolation.png"}
     density = keras.saving.load_model(folder / "density.keras")
     assert density.noise.sigma == (0.5 if "--paper" in options else 0.25)
@@ -139,8 +132,8 @@ def test_images(script, tmp_path, idx_folder, name, options):
     assert data_hash(folder, density) == f"crc32:{checksum:08x}"
 
 
-def test_a_run_does_not_go_on_with_other_images(script, tmp_path, idx_folder, capsys):
-    mnist, folder = script("mnist"), tmp_path / "run"
+def test_a_run_does_not_go_on_with_other_images(tmp_path, idx_folder, capsys):
+    folder = tmp_path / "run"
     args = [f"--data-dir={idx_folder}", f"--output={folder}"]
     # As of a run that was killed at once.
     runs.Run(folder, vars(mnist.parse(args, "mnist")) | {"checksum": 1})
@@ -148,20 +141,20 @@ def test_a_run_does_not_go_on_with_other_images(script, tmp_path, idx_folder, ca
     assert "was started with checksum = 1, not " in capsys.readouterr().err
 
 
-def test_missing_data_is_one_sentence(script, tmp_path, capsys):
+def test_missing_data_is_one_sentence(tmp_path, capsys):
     folder = tmp_path / "run"
     nowhere = tmp_path / "nowhere"
-    assert script("mnist").main([f"--data-dir={nowhere}", f"--output={folder}"]) == 2
+    assert mnist.main([f"--data-dir={nowhere}", f"--output={folder}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and str(nowhere) in error
     assert not folder.exists()
 
 
-def test_damaged_data_are_one_sentence(script, tmp_path, idx_folder, capsys):
+def test_damaged_data_are_one_sentence(tmp_path, idx_folder, capsys):
     images = idx_folder / "train-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:100])
     args = [f"--data-dir={idx_folder}", f"--output={tmp_path / 'run'}"]
-    assert script("mnist").main(args) == 2
+    assert mnist.main(args) == 2
     assert capsys.readouterr().err.startswith("error: the data are damaged: ")
 
 
@@ -175,33 +168,91 @@ def test_damaged_data_are_one_sentence(script, tmp_path, idx_folder, capsys):
         (["--sigmma=1"], "unrecognized arguments: --sigmma"),
     ],
 )
-def test_wrong_arguments(script, capsys, args, message):
+def test_wrong_arguments(capsys, args, message):
     with pytest.raises(SystemExit) as exit_:
-        script("toy").main(args)
+        toy_script.main(args)
     assert exit_.value.code == 2
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("name", ["toy", "mnist"])
-def test_presets_are_defaults_that_options_override(script, capsys, name):
-    module = script(name)
-    parse = module.parse if name == "toy" else lambda argv: module.parse(argv, "mnist")
-    for preset, defaults in module.PRESETS.items():
-        given = vars(parse([f"--preset={preset}"]))
-        assert given.items() >= defaults.items()
-        assert None not in [v for k, v in given.items() if k not in ("data_dir", "devices")]
-    assert len({tuple(sorted(p)) for p in module.PRESETS.values()}) == 1
-    default = "paper" if name == "toy" else "full"
-    assert vars(parse([])) == vars(parse([f"--preset={default}"]))
-    assert vars(parse(["--preset=quick", "--width=77"]))["width"] == 77
+PARSERS = {
+    "toy": toy_script.parse,
+    "mnist": lambda argv: mnist.parse(argv, "mnist"),
+    "tabular": lambda argv: tabular.parse(["--dataset=wine", *argv]),
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_presets_are_defaults_that_options_override(capsys, name):
+    parse, folder = PARSERS[name], ROOT / "train" / "presets" / name
+    presets = {p.stem: json.loads(p.read_text())["arguments"] for p in folder.glob("*.json")}
+    unset = ("data", "data_dir", "columns", "devices", "preset")
+    for preset, defaults in presets.items():
+        arguments = vars(parse([f"--preset={preset}"]))
+        assert arguments.items() >= defaults.items()
+        assert None not in [v for k, v in arguments.items() if k not in (*unset, *defaults)]
+    assert len({tuple(sorted(p)) for p in presets.values()}) == 1
+    default = {"toy": "paper", "mnist": "full", "tabular": "levels"}[name]
+    chosen, without = vars(parse([f"--preset={default}"])), vars(parse([]))
+    assert chosen | {"preset": None} == without | {"preset": None}
+    other = "paper" if name == "tabular" else "quick"
+    assert vars(parse([f"--preset={other}", "--width=77"]))["width"] == 77
     with pytest.raises(SystemExit):
-        parse(["--preset=quick", "--help"])
-    text = capsys.readouterr().out
-    assert f"(default: {module.PRESETS['quick']['steps']})" in text
+        parse([f"--preset={other}", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"(default: {presets[other]['batch_size']})" in text
 
 
-def test_mnist_defaults_follow_the_networks(script):
-    parse = script("mnist").parse
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("toy", ["--preset=quick", "--dataset=rings", "--no-relative", "--seed=3", "--width=9"]),
+        ("mnist", ["--paper", "--width=9", "--jit", "--devices", "CPU:0", "CPU:1"]),
+        ("tabular", ["--dataset=gas", "--paper", "--no-jit"]),
+    ],
+)
+def test_the_config_of_a_run_is_a_preset(tmp_path, name, options):
+    parse = tabular.parse if name == "tabular" else PARSERS[name]
+    config = tmp_path / "run" / "config.json"
+    arguments = vars(parse([*options, f"--output={config.parent}"]))
+    runs.Run(config.parent, arguments | {"checksum": 1})
+    again = vars(parse([f"--preset={config}"]))
+    default = again["output"]
+    assert again == arguments | {"preset": str(config), "output": default}
+    assert default.startswith("runs/")
+    changed = vars(parse([f"--preset={config}", "--depth=33"]))
+    assert changed == again | {"depth": 33}
+
+
+def test_a_preset_that_is_none_is_an_error(tmp_path, capsys):
+    path = tmp_path / "preset.json"
+    for text, message in {
+        '{"arguments": {"width": -3}}': "argument --width: must be an integer >= 1, got '-3'",
+        '{"arguments": {"widht": 3}}': "unrecognized arguments: --widht=3",
+        '{"arguments": {"widht": null}}': "--preset has settings that this script does not",
+        '{"arguments": {"dataset": "ring"}}': "argument --dataset: invalid choice: 'ring'",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(SystemExit):
+            toy_script.main([f"--preset={path}"])
+        assert message in capsys.readouterr().err
+    for text in ("[]", "{", '{"arguments": [1]}'):
+        path.write_text(text)
+        assert toy_script.main([f"--preset={path}"]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
+def test_a_preset_of_another_table(tmp_path):
+    """Its settings count, and its data only if there are no others."""
+    config = tmp_path / "config.json"
+    config.write_text('{"arguments": {"dataset": "wine", "width": 9, "columns": ["a"]}}')
+    args = tabular.parse([f"--preset={config}", "--data=x.csv"])
+    assert (args.data, args.dataset, args.columns, args.width) == ("x.csv", None, None, 9)
+    assert tabular.parse([f"--preset={config}", "--dataset=digits"]).dataset == "digits"
+
+
+def test_mnist_defaults_follow_the_networks():
+    parse = mnist.parse
     paper = vars(parse(["--paper"], "mnist"))
     assert paper == vars(parse(["--preset=paper"], "mnist"))
     assert (paper["networks"], paper["width"], paper["depth"], paper["jit"]) == (

@@ -1,7 +1,6 @@
 """The search over sigma with keras-tuner, against exact mixtures."""
 
 import csv
-import importlib.util
 import json
 import os
 import socket
@@ -14,6 +13,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
+import sigma_search
 from mixtures import three
 
 from tfdde import serving, tuning
@@ -200,23 +200,13 @@ def test_wrong_input(tmp_path, rows):
         tuner.search(x, validation_data=held_out[:, :1])
 
 
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "train"))
-    spec = importlib.util.spec_from_file_location("sigma_search", ROOT / "train/sigma_search.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "train"))
-
-
 TINY = ["--width=16", "--depth=1", "--epochs=2", "--samples=1000", "--no-jit"]
 TINY += ["--sigma", "0.3", "0.9"]
 
 
-def test_script_from_a_toy_to_an_export(script, tmp_path, capsys):
+def test_script_from_a_toy_to_an_export(tmp_path, capsys):
     arguments = ["--dataset=rings", "--rows=1500", "--trials=2", f"--output={tmp_path}", *TINY]
-    assert script.main(arguments) == 0
+    assert sigma_search.main(arguments) == 0
     out = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert f"Held-out log-likelihood: {result['log_likelihood']:.4f} ± " in out
@@ -231,33 +221,33 @@ def test_script_from_a_toy_to_an_export(script, tmp_path, capsys):
     about = json.loads((tmp_path / "served/1/assets.extra/metadata.json").read_text())
     for name in ("log_likelihood", "standard_error"):
         assert about["held_out"][name] == result[name]
-    assert script.main(arguments) == 2
+    assert sigma_search.main(arguments) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert script.main([*arguments, "--resume"]) == 0  # only the last training is left
+    assert sigma_search.main([*arguments, "--resume"]) == 0  # only the last training is left
     assert capsys.readouterr().out.count("Epoch 1/") == 1
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
-def test_script_says_why_no_trial_succeeds(script, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(script, "FAILURES", 1)
+def test_script_says_why_no_trial_succeeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sigma_search, "FAILURES", 1)
     wrong = [f"--output={tmp_path}", *TINY, "--samples=120", "--dataset=rings", "--rows=500"]
-    assert script.main(wrong) == 2
+    assert sigma_search.main(wrong) == 2
     assert "trials in a row failed: " in (err := capsys.readouterr().err)
     assert "log Z can't be trusted" in err
 
 
-def test_script_cross_validates_few_rows(script, tmp_path, capsys):
+def test_script_cross_validates_few_rows(tmp_path, capsys):
     np.save(tmp_path / "x.npy", three().sample(100, 1))
     run = tmp_path / "run"
     arguments = [f"--data={tmp_path / 'x.npy'}", "--trials=1", f"--output={run}", *TINY]
-    assert script.main([*arguments, "--folds=3"]) == 0
+    assert sigma_search.main([*arguments, "--folds=3"]) == 0
     result = json.loads((run / "result.json").read_text())
     assert result["rows"]["test"] == 10 and np.isfinite(result["log_likelihood"])
     # Other rows are another search.
     np.save(tmp_path / "x.npy", three().sample(100, 2))
-    assert script.main([*arguments, "--folds=3", "--resume"]) == 2
+    assert sigma_search.main([*arguments, "--folds=3", "--resume"]) == 2
     assert "was started with checksum = " in capsys.readouterr().err
-    assert script.main([*arguments[:2], f"--output={tmp_path / 'b'}", "--folds=60"]) == 2
+    assert sigma_search.main([*arguments[:2], f"--output={tmp_path / 'b'}", "--folds=60"]) == 2
     assert "at least 120 rows for 60 folds, got 90" in capsys.readouterr().err
 
 
@@ -270,9 +260,9 @@ def test_script_cross_validates_few_rows(script, tmp_path, capsys):
         (["--columns", "a"], "--columns needs --data"),
     ],
 )
-def test_script_refuses(script, capsys, arguments, message):
+def test_script_refuses(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        script.main(["--dataset=wine", *arguments])
+        sigma_search.main(["--dataset=wine", *arguments])
     assert message in capsys.readouterr().err
 
 

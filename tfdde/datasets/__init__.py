@@ -8,6 +8,7 @@ from tfdde.datasets.images import (
     load_mnist_components,
     load_stacked_mnist,
 )
+from tfdde.datasets.sources import check_resolution, load_table
 from tfdde.datasets.tables import Table, load_builtin, read_table, split_rows
 from tfdde.datasets.toys import (
     TOYS,
@@ -25,6 +26,7 @@ __all__ = [
     "UCI",
     "ImageData",
     "Table",
+    "check_resolution",
     "epoch_batches",
     "inside_checkerboard",
     "load_builtin",
@@ -32,6 +34,7 @@ __all__ = [
     "load_mnist",
     "load_mnist_components",
     "load_stacked_mnist",
+    "load_table",
     "load_uci",
     "read_table",
     "sample_toy",

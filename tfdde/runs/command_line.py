@@ -1,13 +1,15 @@
-"""What the command lines of the scripts share."""
+"""What the command lines of the training scripts share: options, presets, errors, exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from tfdde.models.trainer import DivergedError
 from tfdde.runs import cluster
 from tfdde.runs.cluster import RunError
 from tfdde.runs.interrupts import Signals
+from tfdde.runs.run import NOT_COMPARED
 from tfdde.utils.checks import check_integer, check_positive
+from tfdde.utils.files import read_object
 
 # Exit codes: of a program that SIGINT ended, of one that SIGTERM did, and of a worker that lost
 # another.
@@ -24,9 +28,10 @@ INTERRUPTED, TERMINATED, LOST = 130, 143, 3
 
 
 def command(script: Callable[..., bool]) -> Callable[..., int]:
-    """Make a ``main`` of a script: what a user can cause ends in one sentence and an exit code.
+    """Turn the ``main`` of a script into one that returns an exit code.
 
-    SIGTERM does as Ctrl-C does, outside of the training too.
+    What a user can cause ends in one sentence.  SIGTERM does as Ctrl-C does, outside of the
+    training too.
 
     Args:
         script: function that returns False if Ctrl-C or SIGTERM ended the training.
@@ -67,13 +72,131 @@ def command(script: Callable[..., bool]) -> Callable[..., int]:
     return main
 
 
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Context in which a ValueError or ImportError becomes a ``RunError``, so one sentence."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        raise RunError(str(error)) from None
+
+
+def add_run_options(parser: argparse.ArgumentParser, output: str, seed: str) -> None:
+    """Add the options of every training: --output, --resume, --seed, --jit.
+
+    Args:
+        parser: of the script.
+        output: the default folder, for the help.
+        seed: what the seed fixes, for the help.
+    """
+    add = parser.add_argument
+    add("--output", help=f"folder of this run (None: {output})")
+    add("--resume", action="store_true", help="continue the run in --output")
+    add("--seed", type=int, default=0, help=seed)
+    add("--jit", action=argparse.BooleanOptionalAction, default=True, help="compile by XLA")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add --devices, for ``strategy_for``."""
+    text = "devices to share a batch (None: all GPUs)"
+    parser.add_argument("--devices", nargs="+", metavar="GPU:0", help=text)
+
+
+def add_table_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add the options that name a table: --data or --dataset, --columns, --data-dir.
+
+    Args:
+        parser: of the script.
+        names: choices of --dataset.
+    """
+    source, add = parser.add_mutually_exclusive_group(), parser.add_argument
+    source.add_argument("--data", metavar="FILE", help="table: .csv, .parquet, .npy or .npz")
+    source.add_argument("--dataset", choices=names, help="or a known one")
+    add("--columns", nargs="+", metavar="NAME", help="columns of --data (None: all)")
+    add("--data-dir", help="folder with the files of --dataset")
+
+
+def check_table_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """Return the name of the table, or end in an error of the parser."""
+    if not (args.data or args.dataset):
+        parser.error("one of the arguments --data --dataset is required")
+    if args.columns and not args.data:
+        parser.error("--columns needs --data")
+    return args.dataset or Path(args.data).name.partition(".")[0]
+
+
+def preset_parser(folder: Path, default: str | None) -> argparse.ArgumentParser:
+    """Return a parser of --preset alone, a parent of the parser of a script.
+
+    Args:
+        folder: with a JSON file for each preset, of the form of a run's ``config.json``.
+        default: name of the preset without the option.
+    """
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
+
+    def preset(name: str) -> str:
+        if not _preset_path(folder, name).is_file():
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: {name!r} (choose from {names}, or the config.json of a run)"
+            )
+        return name
+
+    parser = argparse.ArgumentParser(add_help=False)
+    text = f"choice of defaults: {names}, or the config.json of a run"
+    parser.add_argument("--preset", metavar="NAME", type=preset, default=default, help=text)
+    return parser
+
+
+def _preset_path(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.json"
+    return path if path.is_file() else Path(name)
+
+
+def read_preset(folder: Path, name: str, default: str) -> dict[str, Any]:
+    """Return the settings of a preset by their names.
+
+    Args:
+        folder: with the presets of the script.
+        name: of a preset, or the path of the ``config.json`` of a run.
+        default: name of the preset from which the settings come that the other leaves out.
+
+    Raises:
+        RunError: the file is no such JSON.
+    """
+    settings: dict[str, Any] = {}
+    for path in (_preset_path(folder, default), _preset_path(folder, name)):
+        with user_errors():
+            arguments = read_object(path).get("arguments")
+            if not isinstance(arguments, dict):
+                raise ValueError(f'{path} must hold an object "arguments", as a config.json does.')
+        settings |= arguments
+    return {k: v for k, v in settings.items() if k not in (*NOT_COMPARED, "checksum")}
+
+
+def set_preset(parser: argparse.ArgumentParser, settings: dict[str, Any]) -> None:
+    """Make the settings of a preset the parser's defaults; wrong ones are its errors."""
+    options: list[str] = []
+    for name, value in settings.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, list):
+            options += [option, *map(str, value)]
+        elif value is True:
+            options.append(option)
+        elif value is not None and value is not False:
+            options.append(f"{option}={value}")
+    checked = vars(parser.parse_args(options))
+    if unknown := settings.keys() - checked.keys():
+        parser.error(f"--preset has settings that this script does not: {sorted(unknown)}")
+    parser.set_defaults(**{k: checked[k] if v else v for k, v in settings.items()})
+
+
 def with_checksum(args: argparse.Namespace, x: np.ndarray) -> dict[str, Any]:
-    """Arguments for ``Run``: a run is then not resumed on other data than ``x``."""
+    """Return the arguments for ``Run``; a run is then not resumed on other data than ``x``."""
     return vars(args) | {"checksum": zlib.crc32(x.tobytes())}
 
 
 def positive_int(text: str) -> int:
-    """For ``argparse``: an integer >= 1."""
+    """Return an integer >= 1, as the ``type`` of an option."""
     try:
         return check_integer(int(text), "value")
     except ValueError:
@@ -81,7 +204,7 @@ def positive_int(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """For ``argparse``: a finite number > 0."""
+    """Return a finite number > 0, as the ``type`` of an option."""
     try:
         return check_positive(float(text), "value")
     except ValueError:

@@ -40,6 +40,9 @@ from tfdde.runs.interrupts import Interrupt
 from tfdde.runs.keep_best import KeepBest
 from tfdde.utils.files import atomic, read_object
 
+# Arguments that may differ when a run is resumed; a preset has set others, which may not.
+NOT_COMPARED = ("output", "resume", "preset")
+
 
 class Run:
     """A run folder.
@@ -48,7 +51,7 @@ class Run:
         folder: where everything of this run is written.
         arguments: those of the script by name, as JSON can hold them.
         resume: continue the run in ``folder``, which must have been started with the same
-            arguments but for "output" and "resume"; otherwise there must be none.
+            arguments but for ``NOT_COMPARED``; otherwise there must be none.
 
     Raises:
         RunError: a run is there and ``resume`` is false, or none is there, or it was started
@@ -236,7 +239,7 @@ def _arguments(config: Path) -> dict[str, Any]:
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    for name in sorted((old.keys() | new.keys()) - {"output", "resume"}):
+    for name in sorted((old.keys() | new.keys()) - set(NOT_COMPARED)):
         if old.get(name) != new.get(name):
             raise RunError(
                 f"The run in {folder} was started with {name} = {old.get(name)!r}, not "

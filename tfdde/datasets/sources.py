@@ -1,0 +1,74 @@
+"""Tables by name or from a file, split into training, validation and test rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfdde.datasets.images import load_mnist_components
+from tfdde.datasets.tables import BUILTIN, Table, load_builtin, read_table, split_rows
+from tfdde.datasets.toys import TOYS, sample_toy
+from tfdde.datasets.uci import UCI, load_uci
+from tfdde.utils.random import check_seed
+
+
+def load_table(
+    source: str | os.PathLike,
+    columns: Sequence[str] | None = None,
+    data_dir: str | os.PathLike | None = None,
+    seed: int = 0,
+    *,
+    rows: int = 10_000,
+    components: int = 43,
+) -> Table:
+    """Load a known data set by its name, or a table from a file.
+
+    Args:
+        source: one of ``TOYS``, "mnist" (principal components of its images), one of ``UCI``,
+            "digits", "wine" or "breast_cancer", or the path of a file for ``read_table``.
+        columns: columns of the file to take, all if None.
+        data_dir: folder with the files of "mnist" or of a UCI set.
+        seed: fixes the split, and the points of a toy.
+        rows: number of points of a toy.
+        components: number of principal components of "mnist".
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ImportError: a package that the data need is missing.
+        ValueError: fewer than two test rows, or as the loader of the source.
+    """
+    check_seed(seed)
+    if source in TOYS:
+        table = Table(*split_rows(sample_toy(str(source), rows, seed), seed), ("x", "y"))
+    elif source == "mnist":
+        table = load_mnist_components(components, data_dir, seed)
+    elif source in UCI:
+        table = load_uci(str(source), data_dir)
+    elif source in BUILTIN:
+        table = load_builtin(str(source), seed)
+    else:
+        x, names = read_table(source, columns)
+        table = Table(*split_rows(x, seed), names)
+    if len(table.x_test) < 2:
+        raise ValueError("There must be at least 20 rows: a tenth of them is for the test.")
+    return table
+
+
+def check_resolution(table: Table, sigma: float) -> None:
+    """Refuse a column in which noise of ``sigma`` standard deviations would be rounded away.
+
+    Args:
+        table: whose training rows are looked at.
+        sigma: noise level in standard deviations of a column.
+
+    Raises:
+        ValueError: naming the first such column.
+    """
+    x = table.x_train
+    resolution = np.finfo(np.float32).eps * np.abs(x).max(axis=0) / sigma
+    lost = x.std(axis=0, dtype=np.float64) <= resolution
+    if lost.any():
+        name = table.columns[lost.argmax()]
+        raise ValueError(f"Column {name!r} is constant in float32, or nearly: leave it out.")
