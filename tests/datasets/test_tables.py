@@ -136,7 +136,7 @@ def text(content):
     ("name", "write", "message"),
     [
         ("x.csv", text("a,b\n"), r"is empty: .* got \(0, 2\)"),
-        ("x.csv", text(""), "cannot be read: No columns"),
+        ("x.csv", text(""), "names of its columns in its first line, but it is empty"),
         ("x.csv", text("a,b\n1,2,3\n4,5,6\n"), "cannot be read: Length of header"),
         ("x.csv", text("a,b\n1,2\n4,5,6\n"), "cannot be read: .* saw 3"),
         ("x.csv", text(b"a,b\n\xff\xfe,1\n"), "cannot be read: "),

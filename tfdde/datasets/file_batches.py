@@ -1,4 +1,4 @@
-"""Shuffled batches of tables that are larger than memory, resumable as those in memory are."""
+"""Shuffled batches of tables that are larger than memory, resumable like those in memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.datasets.readers import blocks
+from tfdde.datasets.readers.headers import Dialect
 from tfdde.utils.checks import check_integer
 
-BUFFER_VALUES = 2**24  # 64 MiB
+BUFFER_VALUES = 2**24  # the values of a buffer: 64 MiB
 
 
 def stream_files(
@@ -24,37 +25,50 @@ def stream_files(
     columns: Sequence[str] | None = None,
     conditions: Sequence[str] | None = None,
     buffer_rows: int | None = None,
+    *,
+    delimiter: str = ",",
+    decimal: str = ".",
+    encoding: str = "utf-8",
 ) -> tf.data.Dataset:
-    """Endless full batches of the rows of files of any size, in constant memory.
+    r"""Return endless, full batches of the rows of files of any size, in constant memory.
 
-    Batch k depends only on (files, batch_size, seed, buffer_rows, k).  An epoch runs through all
-    rows once, in the order of the files but shuffled within each buffer: files that are sorted
-    should be shuffled once on disk.  Of Parquet what precedes ``start`` is skipped, other formats
-    are read again from where an epoch began, and they are read once to count their rows.
+    Batch k depends only on (files, batch_size, seed, buffer_rows, k). An epoch has every row once.
+    Rows are shuffled within buffers of consecutive rows only: shuffle a sorted file once on disk.
+    To resume at ``start``, Parquet files are read from there on; CSV and TFRecord files are read
+    again from the beginning of the epoch, and once more to count their rows.
 
     Args:
-        path: a CSV file with a header, a Parquet file, a file of tf.Example whose feature ``x``
-            holds a row, a folder of one kind of them, or a pattern such as "parts/*.parquet".
+        path: the input; see ``tfdde.datasets.readers.blocks.Source``.
         batch_size: rows in each batch.
-        seed: fixes the order; every epoch has another one.
+        seed: fixes the orders of all epochs.
         start: number of the first batch, to resume a training after ``start`` steps.
         columns: names of the columns of a row, in this order; by default all but ``conditions``.
-        conditions: names of the columns of the condition, for a conditional density; of
-            tf.Example the feature ``condition``, if there is one.
+        conditions: names of the columns of the condition, for a conditional density. TFRecord has
+            conditions in the feature ``condition``, if there is one.
         buffer_rows: rows that are shuffled together; by default 64 MiB of them.
+        delimiter, decimal, encoding: how CSV files are written; see ``read_table``.
 
     Returns:
-        An infinite dataset of float32 tensors (batch_size, n), with conditions of pairs of those
-        and (batch_size, k).  A row that is bad ends it with an error that says which and why.
+        An infinite dataset of float32 tensors (batch_size, n); with conditions, of pairs of those
+        and (batch_size, k). A bad row ends it with an error that says which row and why.
 
     Raises:
         OSError: there is no such file.
-        ValueError: no rows, a file or a column is not right, or a number is out of range.
+        ValueError: there are no rows, a file or a column is unusable, or a number is out of range.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tfdde.datasets.file_batches import stream_files
+        >>> _ = Path("table.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
+        >>> (batch,) = stream_files("table.csv", batch_size=3, seed=0).take(1)
+        >>> sorted(batch.numpy().tolist())
+        [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     """
     check_integer(batch_size, "batch_size")
     check_integer(seed, "seed", minimum=0)
     check_integer(start, "start", minimum=0)
-    source = blocks.Source(Path(path), columns, conditions, (), None, None)
+    dialect = Dialect(delimiter, decimal, encoding)
+    source = blocks.Source(Path(path), columns, conditions, (), None, None, dialect)
     n, k = source.width, source.condition_dim
     if buffer_rows is None:
         buffer_rows = max(1, BUFFER_VALUES // (n + k))
@@ -83,7 +97,7 @@ def stream_files(
     )
     if k:
         dataset = dataset.map(lambda both: (both[:, :n], both[:, n:]))
-    # Never prefetched: a program that ends while another thread runs Python code would hang.
+    # Without prefetching: a program would hang if it ended while another thread runs Python code.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.inject_prefetch = False
@@ -93,9 +107,9 @@ def stream_files(
 def _buffers(
     source: blocks.Source, rows: int, seed: int, skip: int, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Buffers of rows, each with the order in which they are taken, without the first ``skip``.
+    """Yield buffers of rows with the order in which to take them, without the first ``skip`` rows.
 
-    A buffer is valid until the next one.
+    A buffer is overwritten by the next one.
     """
     buffer = np.empty((min(size, rows), source.width + source.condition_dim), np.float32)
     epoch, skip = divmod(skip, rows)
@@ -103,7 +117,7 @@ def _buffers(
         number, filled = skip // size, 0
         skip %= size
         for block in source.blocks(number * size):
-            position = number * size + filled  # of the next row
+            position = number * size + filled  # the number of the next row
             values = _checked(block, source)[max(0, position - int(block.rows[0])) :]
             while len(values):
                 piece = values[: min(size, rows - number * size) - filled]
@@ -117,7 +131,7 @@ def _buffers(
 
 
 def _checked(block: blocks.Block, source: blocks.Source) -> Any:
-    """The values, or ValueError for the first bad row."""
+    """Return the values of a block, or raise ValueError for its first bad row."""
     bad = next((i for i, reason in enumerate(block.reasons) if reason is not None), None)
     if bad is not None:
         name, row = str(source.files[block.file[0]]), int(block.rows[bad]) - block.file[1]

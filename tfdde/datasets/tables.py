@@ -1,4 +1,7 @@
-"""Tables of numbers: users' files, and small sets that come with scikit-learn."""
+"""Tables of numbers in memory: files of users, and small sets that come with scikit-learn.
+
+``datasets.file_batches`` reads files that are larger than memory.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from tfdde.datasets.readers.headers import (
+    PLAIN,
+    Dialect,
     chosen_columns,
     csv_names,
     import_pandas,
@@ -28,7 +33,7 @@ _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
 
 @dataclass(frozen=True)
 class Table:
-    """Three parts as float32 (rows, columns), and the names of the columns."""
+    """A table in three parts, float32 (rows, columns), and the names of its columns."""
 
     x_train: np.ndarray
     x_validation: np.ndarray
@@ -46,7 +51,7 @@ def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:
 
 
 def check_finite(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
-    """Raise ValueError naming the first column of ``x`` (rows, columns) with NaN or infinity."""
+    """Raise ValueError for the first column of ``x`` (rows, columns) with NaN or infinity."""
     for name, column in zip(columns, x.T, strict=True):
         bad = np.flatnonzero(~np.isfinite(column))
         if len(bad):
@@ -57,7 +62,7 @@ def check_finite(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
 
 
 def check_varying(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
-    """Raise ValueError naming the first column of ``x`` (rows, columns) that is constant."""
+    """Raise ValueError for the first column of ``x`` (rows, columns) that is constant."""
     for name, column in zip(columns, x.T, strict=True):
         if (column == column[0]).all():
             raise ValueError(
@@ -66,14 +71,22 @@ def check_varying(x: np.ndarray, columns: Sequence[str], path: Path) -> None:
             )
 
 
-def _read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
+def _read_csv(path: Path, columns: Sequence[str] | None, dialect: Dialect) -> tuple[Any, list[str]]:
     pd = import_pandas()
-    names = csv_names(path)
+    names = csv_names(path, dialect, columns or ())
     chosen = chosen_columns(columns, names, path)
     with reading(path), warnings.catch_warnings():
-        # A row longer than the header is an error, not an index nor cut.
+        # A row with more cells than the header is an error; pandas would cut it.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        frame = pd.read_csv(path, index_col=False, low_memory=False)
+        frame = pd.read_csv(
+            path,
+            sep=dialect.delimiter,
+            decimal=dialect.decimal,
+            encoding=dialect.encoding,
+            index_col=False,
+            low_memory=False,
+            skip_blank_lines=len(names) > 1,  # in a single column they are missing values
+        )
     return frame.iloc[:, chosen], [names[i] for i in chosen]
 
 
@@ -86,7 +99,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[
     names = parquet_schema(path).names
     chosen = [names[i] for i in chosen_columns(columns, names, path)]
     with reading(path):
-        # The path itself, not a data set of which it may be a part: partitioning=None.
+        # partitioning=None: read this file alone, even if its folder looks like a larger data set.
         table = pyarrow.parquet.read_table(path, columns=chosen, partitioning=None)
         frame = pd.DataFrame({name: table.column(name).to_pandas() for name in chosen})
     return frame, chosen
@@ -98,13 +111,13 @@ def _numbers_of_frame(frame: Any, names: list[str], path: Path) -> np.ndarray:
     for i, name in enumerate(names):
         series = frame.iloc[:, i]
         if not pd.api.types.is_numeric_dtype(series.dtype) or series.dtype.kind == "c":
-            said = f"dtype {series.dtype}"
+            got = f"dtype {series.dtype}"
             if series.dtype.kind == "O":
                 text = series.notna() & pd.to_numeric(series, errors="coerce").isna()
                 if text.any():
                     row = int(text.to_numpy().argmax())
-                    said += f", with {series.iloc[row]!r} at row {row}"
-            raise ValueError(f"Column {name!r} of {str(path)!r} must be numeric, got {said}.")
+                    got += f", with {series.iloc[row]!r} at row {row}"
+            raise ValueError(f"Column {name!r} of {str(path)!r} must be numeric, got {got}.")
         with np.errstate(over="ignore"):
             x[:, i] = series.to_numpy(np.float64, na_value=np.nan)
     return x
@@ -130,14 +143,22 @@ def _read_numpy(path: Path, columns: Sequence[str] | None) -> tuple[np.ndarray, 
 
 
 def read_table(
-    path: str | os.PathLike, columns: Sequence[str] | None = None
+    path: str | os.PathLike,
+    columns: Sequence[str] | None = None,
+    *,
+    delimiter: str = ",",
+    decimal: str = ".",
+    encoding: str = "utf-8",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Read a table of numbers: .csv (.csv.gz), .parquet, .npy, or .npz with a single array.
+    r"""Read a table of numbers: .csv (.csv.gz), .parquet, .npy, or .npz with a single array.
 
     Args:
         path: the file. The first line of a CSV file holds the names of the columns;
             those of an array are "0", "1", and so on.
         columns: names of the columns to take, in this order; all if None.
+        delimiter: the character between the cells of a CSV file: "," or ";" or a tab or "|".
+        decimal: the decimal point in a CSV file, "." or ",".
+        encoding: of a CSV file, as Python names it.
 
     Returns:
         float32 array (rows, columns), and the names of its columns.
@@ -145,8 +166,15 @@ def read_table(
     Raises:
         FileNotFoundError: no such file.
         ImportError: pandas or pyarrow, which CSV and Parquet need, is missing.
-        ValueError: unknown suffix, damaged or empty file, unknown column; or a column, which
-            is named, that is not numeric, not finite, or constant. Rows count from 0.
+        ValueError: the suffix is unknown; the file is damaged, empty, or has another delimiter; a
+            column is unknown, not numeric, not finite, or constant. Rows are numbered from 0.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("table.csv").write_text("a;b\n1,5;2\n3;4,25\n")
+        >>> x, columns = tfdde.datasets.read_table("table.csv", delimiter=";", decimal=",")
+        >>> x.tolist(), columns
+        ([[1.5, 2.0], [3.0, 4.25]], ('a', 'b'))
     """
     path = Path(path)
     suffix = next((s for s in _SUFFIXES if path.name.lower().endswith(s)), None)
@@ -154,10 +182,19 @@ def read_table(
         raise ValueError(f"`path` must end in one of {', '.join(_SUFFIXES)}, got {str(path)!r}.")
     if not path.is_file():
         raise FileNotFoundError(f"Table {str(path)!r} does not exist.")
+    dialect = Dialect(delimiter, decimal, encoding)
+    if dialect != PLAIN and not suffix.startswith(".csv"):
+        raise ValueError(
+            f"`delimiter`, `decimal` and `encoding` must be left out for {suffix} files, "
+            f"got {dialect}."
+        )
     if suffix in (".npy", ".npz"):
         x, names = _read_numpy(path, columns)
     else:
-        frame, names = (_read_parquet if suffix == ".parquet" else _read_csv)(path, columns)
+        if suffix == ".parquet":
+            frame, names = _read_parquet(path, columns)
+        else:
+            frame, names = _read_csv(path, columns, dialect)
         x = _numbers_of_frame(frame, names, path) if len(frame) else np.empty(frame.shape)
     if x.size == 0:
         raise ValueError(
@@ -176,14 +213,19 @@ def split_rows(
     Args:
         x: array, shape (rows, ...).
         seed: seed of ``np.random.default_rng``, which fixes the order.
-        validation: part of the rows for validation, in [0, 1), rounded down to whole rows.
-        test: part of the rows for the test, likewise.
+        validation: share of the rows for validation, in [0, 1), rounded down to whole rows.
+        test: share of the rows for the test, likewise.
 
     Returns:
         Three arrays of the dtype of ``x`` that hold each row once.
 
     Raises:
-        ValueError: a part or the seed is out of range, or a part > 0 gets no row.
+        ValueError: a share or the seed is out of range, or a share above 0 gets no row.
+
+    Example:
+        >>> parts = tfdde.datasets.split_rows(np.arange(20), seed=0, validation=0.1, test=0.25)
+        >>> [len(part) for part in parts]
+        [13, 2, 5]
     """
     seed = check_integer(seed, "seed", minimum=0)
     x = np.asarray(x)
@@ -208,11 +250,11 @@ def split_rows(
 
 
 def load_builtin(name: str, seed: int = 0) -> Table:
-    """A small set that scikit-learn brings along; a tenth each is for validation and test.
+    """Load a small data set of scikit-learn; a tenth each is for validation and test.
 
     ``digits`` (1,797 pictures of 8 x 8 pixels 0 ... 16) is dequantised: (x + u) / 17 in [0, 1)
     with u uniform in [0, 1). ``wine`` (178 rows, 13 columns) and ``breast_cancer`` (569 rows,
-    30 columns) are as scikit-learn gives them, not standardised.
+    30 columns) are as scikit-learn has them, not standardised.
 
     Args:
         name: digits, wine or breast_cancer.
@@ -233,8 +275,8 @@ def load_builtin(name: str, seed: int = 0) -> Table:
     bunch = getattr(datasets, f"load_{name}")()
     x = bunch.data
     if name == "digits":
-        # A stream of its own: not the numbers that the split draws.
+        # Another generator than the one that orders the rows.
         x = (x + np.random.default_rng([seed, 1]).random(x.shape)) / 17
-        x = np.minimum(x, np.nextafter(np.float32(1), np.float32(0)))  # may round to 1 in float32
+        x = np.minimum(x, np.nextafter(np.float32(1), np.float32(0)))  # not 1 when rounded
     columns = tuple(str(column) for column in bunch.feature_names)
     return Table(*split_rows(x.astype(np.float32), seed), columns)

@@ -1,4 +1,8 @@
-"""Lines of CSV files as tables of text, in which bad lines don't take their neighbours along."""
+"""Parse lines of a CSV file to a table of text, so that a bad line does not spoil its neighbours.
+
+Arrow's parser works on whole blocks, where an open quote or a stray carriage return would join or
+split rows. ``parse`` checks that every line is one row, and halves the block until it is so.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from tfdde.datasets.readers.headers import csv_names, open_bytes, reading
-
-HEADER_BYTES = 2**22  # at most
+from tfdde.datasets.readers.headers import PLAIN, Dialect, csv_names
 
 
-def schema(file: Path) -> Any:
-    """The columns of a CSV file, text all; ValueError unless their names are its first line."""
-    with reading(file), open_bytes(file) as f:
-        line = f.readline(HEADER_BYTES)
-    if line and (not line.strip() or line.count(b'"') % 2 or b"\r" in line.rstrip(b"\r\n")):
-        raise ValueError(
-            f"The first line of {str(file)!r} must hold the names of the columns and end in a line "
-            f"feed, got {line[:40].decode(errors='replace')!r}."
-        )
-    return pa.schema([(name, pa.string()) for name in csv_names(file)])
+def schema(file: Path, dialect: Dialect = PLAIN, chosen: Sequence[str] = ()) -> Any:
+    """Return the columns of a CSV file, all of type text; arguments and errors of ``csv_names``."""
+    return pa.schema([(name, pa.string()) for name in csv_names(file, dialect, chosen)])
 
 
-def parse(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int, str]]:
-    """Lines of a CSV file as a table of text; a row of nulls where one is wrong, and why."""
+def parse(
+    lines: list[bytes], names: Sequence[str], delimiter: str = ","
+) -> tuple[Any, dict[int, str]]:
+    """Parse lines of a CSV file.
+
+    Args:
+        lines: with their ends, in UTF-8.
+        names: of the columns.
+        delimiter: between the cells.
+
+    Returns:
+        A pyarrow table of text with one row for each line, of nulls where the line is wrong; and
+        by the number of each wrong line the reason.
+    """
     wrong: dict[int, str] = {}
     text = b"".join(lines)
     try:
@@ -42,7 +49,7 @@ def parse(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int, str]
             i: "line has an open quote" for i, line in enumerate(lines) if line.count(b'"') % 2
         }
     whole = [i for i in range(len(lines)) if i not in wrong]
-    rows, invalid = _parse_whole([lines[i] for i in whole], names)
+    rows, invalid = _parse_whole([lines[i] for i in whole], names, delimiter)
     wrong |= {whole[i]: reason for i, reason in invalid.items()}
     if wrong:
         order = np.cumsum([i not in wrong for i in range(len(lines))]) - 1
@@ -51,27 +58,30 @@ def parse(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int, str]
     return rows, wrong
 
 
-def _parse_whole(lines: list[bytes], names: Sequence[str]) -> tuple[Any, dict[int, str]]:
-    """Table of the lines that are right, and why each other one is wrong."""
+def _parse_whole(
+    lines: list[bytes], names: Sequence[str], delimiter: str
+) -> tuple[Any, dict[int, str]]:
+    """Return the table of the lines that are right, and the reason for each of the others."""
     if not lines:
         return pa.table({name: pa.array([], pa.string()) for name in names}), {}
     text = b"".join(lines)
-    # Within a line a carriage return may make two rows of it; the rest can only make one of many.
+    # A carriage return may split a line into two rows, while quotes only join lines to one row. So
+    # without stray carriage returns, as many rows as lines means that each line is one row.
     if len(lines) == 1 or text.count(b"\r") == text.count(b"\r\n"):
-        rows, wrong = _read(text, names)
+        rows, wrong = _read(text, names, delimiter)
         if len(rows) + len(wrong) == len(lines):
             return rows, wrong
         if len(lines) == 1:
             reason = "line is not one row: it has a stray carriage return or quote"
             return rows.slice(0, 0), {0: reason}
     middle = len(lines) // 2
-    first, wrong = _parse_whole(lines[:middle], names)
-    second, more = _parse_whole(lines[middle:], names)
+    first, wrong = _parse_whole(lines[:middle], names, delimiter)
+    second, more = _parse_whole(lines[middle:], names, delimiter)
     return pa.concat_tables([first, second]), wrong | {middle + i: r for i, r in more.items()}
 
 
-def _read(text: bytes, names: Sequence[str]) -> tuple[Any, dict[int, str]]:
-    """Table of the rows of CSV that have as many fields as names, and why the others are wrong."""
+def _read(text: bytes, names: Sequence[str], delimiter: str) -> tuple[Any, dict[int, str]]:
+    """Return the table of the rows with as many fields as names, and a reason for the others."""
     wrong: dict[int, str] = {}
 
     def skip(row: Any) -> str:
@@ -82,11 +92,13 @@ def _read(text: bytes, names: Sequence[str]) -> tuple[Any, dict[int, str]]:
 
     rows = pyarrow.csv.read_csv(
         pa.py_buffer(text),
-        # One thread: several don't count the rows.
+        # Several threads would not number the rows.
         read_options=pyarrow.csv.ReadOptions(
             use_threads=False, block_size=2 * len(text), column_names=names
         ),
-        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=delimiter, invalid_row_handler=skip, ignore_empty_lines=False
+        ),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         ),

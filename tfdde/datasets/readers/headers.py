@@ -1,14 +1,62 @@
-"""The first look at a file: its columns, their names and types."""
+"""The columns of a table in a file: their names, their types, and which of them to read.
+
+Errors name the file, the column and what was expected.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import csv
 import difflib
 import gzip
+import io
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+HEADER_BYTES = 2**22  # longest first line of a CSV file
+DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file is written.
+
+    Attributes:
+        delimiter: the character between cells: a comma, a semicolon, a tab or a vertical bar.
+        decimal: the decimal point of numbers, "." or ",".
+        encoding: of the text, as Python names it.
+
+    Raises:
+        ValueError: a value is none of these, or ``decimal`` is ``delimiter``.
+    """
+
+    delimiter: str = ","
+    decimal: str = "."
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        if self.delimiter not in DELIMITERS:
+            known = ", ".join(map(repr, DELIMITERS))
+            raise ValueError(f"`delimiter` must be one of {known}, got {self.delimiter!r}.")
+        if self.decimal not in (".", ",") or self.decimal == self.delimiter:
+            raise ValueError(
+                f"`decimal` must be '.' or ',', and not the delimiter {self.delimiter!r}, "
+                f"got {self.decimal!r}."
+            )
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"`encoding` must be an encoding that Python knows, as 'latin-1', "
+                f"got {self.encoding!r}."
+            ) from None
+
+
+PLAIN = Dialect()
 
 
 def import_pandas() -> Any:
@@ -22,21 +70,21 @@ def import_pandas() -> Any:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a reader says of a damaged file into a ValueError of one sentence."""
+    """Turn any error of reading the file ``path`` into a ValueError of one sentence."""
     try:
         yield
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"{str(path)!r} cannot be read: {said}.") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"{str(path)!r} cannot be read: {reason}.") from None
 
 
 def chosen_columns(
     columns: Sequence[str] | None, names: Sequence[str], path: str | os.PathLike
 ) -> list[int]:
-    """Positions in ``names``, those of the file ``path``, of the columns asked for; all if None.
+    """Return the positions of the chosen columns among the ``names`` of a file; all if None.
 
     Raises:
-        ValueError: a name is given twice, unknown or empty.
+        ValueError: a name occurs twice, is unknown or is empty.
     """
     position = {name: i for i, name in enumerate(names)}
     twice = next((name for i, name in enumerate(names) if position[name] != i), None)
@@ -69,23 +117,69 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def csv_names(path: Path) -> list[str]:
-    """The names of the columns in the first line of a CSV file; ValueError if there are none."""
-    pd = import_pandas()
+def csv_header(path: Path, dialect: Dialect) -> str:
+    """Return the first line of a CSV file, without its end; empty for an empty file.
+
+    Raises:
+        ValueError: the line is blank, has an open quote, or does not end in a line feed.
+    """
+    with reading(path), open_csv(path, dialect) as f:
+        line = f.readline(HEADER_BYTES)
+    text = line.decode(errors="replace")
+    if text and (not text.strip() or text.count('"') % 2 or "\r" in text.rstrip("\r\n")):
+        raise ValueError(
+            f"The first line of {str(path)!r} must hold the names of the columns and end in a line "
+            f"feed, got {text[:40]!r}."
+        )
+    return text.rstrip("\r\n")
+
+
+def other_delimiter(path: Path, dialect: Dialect = PLAIN) -> str | None:
+    """Return the delimiter that a CSV file's first line has where it lacks that of ``dialect``."""
+    line = csv_header(path, dialect)
+    if dialect.delimiter in line:
+        return None
+    return next((delimiter for delimiter in DELIMITERS if delimiter in line), None)
+
+
+def csv_names(path: Path, dialect: Dialect = PLAIN, chosen: Sequence[str] = ()) -> list[str]:
+    """Return the names of the columns, which the first line of a CSV file holds.
+
+    Args:
+        path: the file.
+        dialect: how it is written.
+        chosen: names that the caller will choose. With one of them the line is surely a header,
+            even if other names are numbers.
+
+    Raises:
+        ValueError: the file is empty, or its first line seems to hold numbers (other than the
+            names 0, 1, 2 ...) or to have another delimiter.
+    """
+    line = csv_header(path, dialect)
+    if other := other_delimiter(path, dialect):
+        raise ValueError(
+            f"{str(path)!r} must have {DELIMITERS[dialect.delimiter]} between its cells, but its "
+            f"first line {line[:40]!r} has {DELIMITERS[other]}: read it with "
+            f"delimiter={other!r}, or save it with {dialect.delimiter!r}."
+        )
+    if not line:
+        raise ValueError(
+            f"{str(path)!r} must hold the names of its columns in its first line, but it is empty."
+        )
     with reading(path):
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    names = first.iloc[0].tolist()
+        names = next(csv.reader([line], delimiter=dialect.delimiter))
     numbered = names == [str(i) for i in range(len(names))]
-    if all(map(_is_number, names)) and not numbered:
+    numbers = [name for name in names if _is_number(name)]
+    if numbers and not numbered and not set(chosen) & set(names):
         raise ValueError(
             f"The first line of {str(path)!r} must hold the names of the columns, got the numbers "
-            f"{', '.join(names[:5])}."
+            f"{', '.join(numbers[:5])}: add a line of names, or choose columns by these names."
         )
     return names
 
 
 def parquet_schema(path: Path) -> Any:
-    """The arrow schema of a Parquet file, without the columns of an index that pandas added."""
+    """Return the arrow schema of a Parquet file, without index columns that pandas added."""
     import pyarrow.parquet
 
     with reading(path):
@@ -94,10 +188,43 @@ def parquet_schema(path: Path) -> Any:
 
 
 def open_bytes(file: Path) -> IO[bytes]:
-    """Open a file to read, unzipped if it is gzipped."""
+    """Open a file to read its bytes; a gzip file is unzipped on the way."""
     with file.open("rb") as f:
         zipped = f.read(2) == b"\x1f\x8b"
     return gzip.open(file, "rb") if zipped else file.open("rb")  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def open_csv(file: Path, dialect: Dialect) -> Iterator[Any]:
+    """Open a CSV file; ``readline`` and ``readlines`` return bytes in UTF-8.
+
+    In UTF-8 files, bytes that are not UTF-8 pass unchanged, so that only their line is bad.
+    """
+    with open_bytes(file) as f:
+        if codecs.lookup(dialect.encoding).name != "utf-8":
+            yield _Recoded(f, dialect.encoding)
+            return
+        if f.read(3) != codecs.BOM_UTF8:
+            f.seek(0)
+        yield f
+
+
+class _Recoded:
+    """Lines of a file in another encoding, as UTF-8."""
+
+    def __init__(self, f: IO[bytes], encoding: str):
+        self._text = io.TextIOWrapper(f, encoding, newline="\n")  # other breaks are no line ends
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._text.readline(size).encode()
+
+    def readlines(self, size: int) -> list[bytes]:
+        lines: list[bytes] = []
+        total = 0
+        while total < size and (line := self.readline()):
+            lines.append(line)
+            total += len(line)
+        return lines
 
 
 def choose(
@@ -109,7 +236,16 @@ def choose(
     condition_dim: int | None,
     path: str | os.PathLike,
 ) -> tuple[list[str], list[str]]:
-    """Names of the columns with rows and with conditions, as ``Source`` has them."""
+    """Return the names of the columns that hold rows, and of those that hold conditions.
+
+    Args:
+        names: the columns of the file.
+        columns: those that hold rows; by default all but ``conditions`` and ``keep``.
+        conditions: those that hold conditions.
+        keep: those that are passed on.
+        width, condition_dim: how many columns the model needs; None for any number.
+        path: the file, for messages.
+    """
     for chosen in (columns, conditions, keep):
         chosen_columns(chosen or None, names, path)
     conditions = list(conditions or ())
@@ -122,14 +258,14 @@ def choose(
         if expected is not None and len(chosen) != expected:
             some = ", ".join(chosen[:20]) or "none"
             raise ValueError(
-                f"`{what}` must be {expected} of {str(path)!r}, as the model has them, got "
+                f"`{what}` must be {expected} of {str(path)!r}, since the model takes as many, got "
                 f"{len(chosen)}: {some}."
             )
     return list(columns), conditions
 
 
 def check_numeric(name: str, kind: Any, path: str | os.PathLike) -> None:
-    """Raise ValueError unless a column has a type of numbers."""
+    """Raise ValueError unless the arrow type ``kind`` of a column is numeric."""
     from pyarrow import types
 
     if not any(

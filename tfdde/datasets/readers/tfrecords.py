@@ -1,7 +1,8 @@
-"""TFRecord files record by record, past corrupt ones, where TensorFlow's reader ends the file.
+"""Read and write TFRecord files of tf.Example; reading goes on after a corrupt record.
 
-Format: length uint64, its checksum uint32, the record, its checksum uint32, all little-endian
-(tensorflow.org/tutorials/load_data/tfrecord); checksums are masked CRC-32C.
+TensorFlow's own reader stops at the first corrupt record. The format is: length uint64, its
+checksum uint32, the record, its checksum uint32, all little-endian
+(tensorflow.org/tutorials/load_data/tfrecord). Checksums are masked CRC-32C.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import tensorflow as tf
 
 from tfdde.datasets.readers.headers import open_bytes, reading
 
-Wrong = dict[int, str]  # why a record of a block is bad, by its position
+Wrong = dict[int, str]  # by its position in a block, why a record is bad
 
 
+# Arrow's type for each kind of feature, and its name for users.
 _TYPES = {"int64_list": pa.int64(), "float_list": pa.float32(), "bytes_list": pa.string()}
+_KINDS = {pa.int64(): "integer", pa.float32(): "float", pa.string(): "text"}
 
 
 def masked_crc(data: bytes) -> int:
@@ -43,16 +46,16 @@ def _length(head: bytes) -> int | None:
 
 
 def read(f: IO[bytes], rows: int, size: int) -> Iterator[tuple[list[bytes], Wrong]]:
-    """Blocks of records, and why some are corrupt.
+    """Yield blocks of records, and which of them are corrupt and why.
 
-    A record that is cut off, or whose length can't be trusted, is the last of the file.
+    A record that is cut off, or whose length has a wrong checksum, is the last of the file.
 
     Args:
         f: the file.
-        rows: at most so many records in a block.
-        size: of about so many bytes.
+        rows: the most records of a block.
+        size: the bytes of a block, about.
     """
-    known: dict[bytes, int | None] = {}  # few lengths: most records are as long as others
+    known: dict[bytes, int | None] = {}  # lengths by their bytes: most records are equally long
     head: bytes | None = f.read(12)
     while head:
         records: list[bytes] = []
@@ -82,18 +85,18 @@ def read(f: IO[bytes], rows: int, size: int) -> Iterator[tuple[list[bytes], Wron
 def parse(
     records: Sequence[bytes], wrong: Wrong, width: int, condition_dim: int, schema: Any
 ) -> tuple[np.ndarray, list[str | None], Any]:
-    """Records of tf.Example with features ``x`` and, for ``condition_dim``, ``condition``.
+    """Parse records of tf.Example with a feature ``x`` and, for a condition, ``condition``.
 
     Args:
         records: those of a block.
-        wrong: why some of them are corrupt.
+        wrong: the corrupt ones, with the reason.
         width: entries of ``x``.
-        condition_dim: entries of ``condition``.
-        schema: arrow schema of features of one value that are passed on.
+        condition_dim: entries of ``condition``; 0 for none.
+        schema: arrow schema of the features that are passed on, of one value each.
 
     Returns:
-        float32 (records, width + condition_dim); for each None or why it is bad; and a
-        pyarrow table of ``schema``.
+        Values float32 (records, width + condition_dim); for each record None, or why it is bad;
+        and a pyarrow table of ``schema``. A feature to be passed on that a record lacks is null.
     """
     reasons = [wrong.get(i) for i in range(len(records))]
     values = np.full((len(records), width + condition_dim), np.nan, np.float32)
@@ -106,7 +109,7 @@ def parse(
         spec[field.name] = tf.io.FixedLenFeature([], types[field.type])
     try:
         parsed = tf.io.parse_example([records[i] for i in good], spec)
-    except (tf.errors.OpError, ValueError):  # one of them is bad: look at each
+    except (tf.errors.OpError, ValueError):  # at least one is bad: parse them one by one
         for i in good:
             reasons[i] = _parse_one(records[i], sizes, schema, values[i], kept, i)
     else:
@@ -122,25 +125,31 @@ def parse(
 def _parse_one(
     record: bytes, sizes: dict[str, int], schema: Any, values: np.ndarray, kept: dict, i: int
 ) -> str | None:
-    """Fill ``values`` and entry ``i`` of ``kept``; why the record is bad, or None."""
+    """Fill ``values`` and entry ``i`` of ``kept``; return why the record is bad, or None."""
     try:
         features = tf.train.Example.FromString(record).features.feature
     except Exception:  # protobuf's DecodeError; TensorFlow doesn't export it
         return "record is not a tf.Example"
+    row: list[float] = []
+    for name, size in sizes.items():
+        floats = features[name].float_list.value if name in features else []
+        if len(floats) != size:
+            return f"feature {name!r} must have {size} floats, got {len(floats)}"
+        row.extend(floats)
     for field in schema:
-        # `features[name]` would make the feature.
+        # `features[name]` would add the feature.
         feature = features[field.name] if field.name in features else tf.train.Feature()
         kind = feature.WhichOneof("kind")
-        found = getattr(feature, kind).value if kind else []
-        if len(found) == 1 and _TYPES[kind] == field.type:
-            kept[field.name][i] = _text(found[0])
-    rows: list[float] = []
-    for name, size in sizes.items():
-        found = features[name].float_list.value if name in features else []
-        if len(found) != size:
-            return f"feature {name!r} must have {size} floats, got {len(found)}"
-        rows.extend(found)
-    values[:] = rows
+        content = getattr(feature, kind).value if kind else []
+        if not content:
+            continue
+        if len(content) > 1 or _TYPES[kind] != field.type:
+            return (
+                f"feature {field.name!r} must be one {_KINDS[field.type]}, as in the first record, "
+                f"got {len(content)} of type {_KINDS[_TYPES[kind]]}"
+            )
+        kept[field.name][i] = _text(content[0])
+    values[:] = row
     return None
 
 
@@ -149,17 +158,23 @@ def _text(value: Any) -> Any:
 
 
 def _first(file: Path) -> Any:
-    """Features of the first record; ValueError if there is none, or it is damaged."""
+    """Return the features of the first record, or None if the file has no record.
+
+    Raises:
+        ValueError: the record is corrupt or no tf.Example.
+    """
     with reading(file), open_bytes(file) as f:
         records, wrong = next(read(f, 1, 1), ([], {}))
-        if not records or wrong:
-            raise ValueError(f"{wrong.get(0, 'there is no record')}")
-        return tf.train.Example.FromString(records[0]).features.feature
+        if wrong:
+            raise ValueError(wrong[0])
+        return tf.train.Example.FromString(records[0]).features.feature if records else None
 
 
 def sizes(file: Path) -> tuple[int, int]:
-    """Floats of the features ``x`` and ``condition`` (0 if absent) of the first record."""
+    """Return the lengths of the features ``x`` and ``condition`` (0 if absent), by record 0."""
     features = _first(file)
+    if features is None:
+        raise ValueError(f"{str(file)!r} must have a record, but it is empty.")
     width, condition_dim = (
         len(features[name].float_list.value) if name in features else 0
         for name in ("x", "condition")
@@ -170,20 +185,27 @@ def sizes(file: Path) -> tuple[int, int]:
 
 
 def schema(files: Sequence[Path], keep: Sequence[str]) -> Any:
-    """Arrow types of the features ``keep`` as the first record has them; bytes are text.
+    """Return the arrow types of the features ``keep`` in the first record of all; bytes are text.
+
+    Without any record, all are text.
 
     Raises:
-        ValueError: it lacks one of them, or can't be read.
+        ValueError: the record lacks one of them, or can't be read.
     """
     if not keep:
         return pa.schema([])
-    features = _first(files[0])
+    file, features = next(
+        ((file, features) for file in files if (features := _first(file)) is not None),
+        (files[0], None),
+    )
+    if features is None:
+        return pa.schema([(name, pa.string()) for name in keep])
     fields = []
     for name in keep:
         kind = features[name].WhichOneof("kind") if name in features else None
         if kind is None:
             raise ValueError(
-                f"`keep` must name features of {str(files[0])!r}, got {name!r}; its first record "
+                f"`keep` must name features of {str(file)!r}, got {name!r}; its first record "
                 f"has {', '.join(sorted(features)) or 'none'}."
             )
         fields.append((name, _TYPES[kind]))
@@ -191,7 +213,10 @@ def schema(files: Sequence[Path], keep: Sequence[str]) -> Any:
 
 
 class Writer:
-    """Writes pyarrow tables as tf.Example: whole numbers, floats, or else text; none for null."""
+    """Writes the rows of pyarrow tables as tf.Example.
+
+    Integers, floats and bytes stay so, and any other value becomes text. A null is left out.
+    """
 
     def __init__(self, path: Path):
         self.file = tf.io.TFRecordWriter(str(path))
