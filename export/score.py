@@ -3,6 +3,7 @@
     python export/score.py runs/sales/savedmodel --input big.parquet --output scores.parquet
     python export/score.py runs/sales --input 'parts/*.csv' --output scores.csv \
         --columns price weight --keep id --anomaly-score
+    cat table.csv | python export/score.py runs/sales --input - --output - > scores.csv
 
 After Ctrl-C, a kill or a crash the same command goes on; see docs/scoring.md.
 """
@@ -25,8 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="SavedModel, folder of its versions, or run folder")
-    add("--input", metavar="FILE", required=True, help="file, folder or quoted pattern to read")
-    add("--output", metavar="FILE", required=True, type=Path, help=".csv, .parquet or .tfrecord")
+    add(
+        "--input", metavar="FILE", required=True, help="file, folder or quoted pattern; - reads CSV"
+    )
+    add(
+        "--output",
+        metavar="FILE",
+        required=True,
+        type=Path,
+        help=".csv, .parquet or .tfrecord; - writes CSV",
+    )
     add(
         "--columns",
         nargs="+",
@@ -37,19 +46,26 @@ def main(argv: list[str] | None = None) -> int:
     add("--keep", nargs="+", metavar="NAME", default=[], help="columns to pass on [none]")
     add("--anomaly-score", action="store_true", help="add anomaly_score, the negative log-density")
     add("--batch-size", type=runs.positive_int, help="rows of a call of the model [up to 8192]")
+    add("--delimiter", metavar="CHAR", help="between the cells of CSV [as in the first line]")
+    add("--decimal", metavar="CHAR", default=".", help="decimal point in CSV, . or , [.]")
+    add("--encoding", metavar="NAME", default="utf-8", help="encoding of CSV [utf-8]")
     args = parser.parse_args(argv)
     try:
         from tfdde import scoring
 
-        rejected = scoring.score_file(
+        piped = "-" in (str(args.input), str(args.output))
+        rejected = (scoring.score_pipe if piped else scoring.score_file)(
             args.model,
             args.input,
             args.output,
-            args.columns,
-            args.conditions,
-            args.keep,
-            args.batch_size,
+            columns=args.columns,
+            conditions=args.conditions,
+            keep=args.keep,
+            batch_rows=args.batch_size,
             anomaly_score=args.anomaly_score,
+            delimiter="\t" if args.delimiter == "\\t" else args.delimiter,
+            decimal=args.decimal,
+            encoding=args.encoding,
         )
     except KeyboardInterrupt:
         print("\nTo continue, run the same command again.", file=sys.stderr)
@@ -58,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if rejected:
-        print(f"{rejected} rows were rejected: see {args.output}.rejects.csv", file=sys.stderr)
+        where = "above" if str(args.output) == "-" else f"{args.output}.rejects.csv"
+        print(f"{rejected} rows were rejected: see {where}", file=sys.stderr)
         return REJECTED
     return 0
 

@@ -66,6 +66,24 @@ def test_threads_of_a_process_share_the_model(exact):
     np.testing.assert_allclose(scores.column("log_density"), truth(table), atol=2e-5)
 
 
+def test_elements_are_tables_or_record_batches(exact):
+    pytest.importorskip("apache_beam")
+    import apache_beam as beam
+
+    from tfdde.beam import _Score
+
+    made = _Score(str(exact / "normalized"), list("abc"), None, ["id"], None)
+    made.setup()
+    table = frame(4)
+    batch = blocks.pa.RecordBatch.from_pandas(table)
+    (scores,) = made.process(batch)
+    np.testing.assert_allclose(scores.column("log_density"), truth(table), atol=2e-5)
+    row = table.iloc[0].to_dict()
+    for element, kind in ((row, "dict"), (table, "DataFrame"), (beam.Row(**row), "Row")):
+        with pytest.raises(TypeError, match=f"must be pyarrow tables, got {kind}: read them with"):
+            next(made.process(element))
+
+
 def test_beam_refuses_tables_that_do_not_fit(exact, tmp_path, transform):
     write(tmp_path / "in.parquet", frame(5))
     with pytest.raises(Exception, match="`columns` must be 3 of 'the table'.* got 4: a, b, c, id"):

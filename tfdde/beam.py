@@ -1,4 +1,4 @@
-"""Scores as a transform of Apache Beam, for tables beyond one machine.
+"""Scores as a transform of Apache Beam, for tables that need more than one machine.
 
     import apache_beam as beam
     from tfdde.beam import Score
@@ -10,7 +10,7 @@
         scored = tables | Score("model", columns=["a", "b"], keep=["id"])
         scored.scores | beam.io.WriteToParquetBatched("out/scores", schema)
 
-Elements are pyarrow tables of many rows: with single rows it is ten times as slow.
+Elements are pyarrow tables of many rows. Single rows would be ten times as slow.
 """
 
 from __future__ import annotations
@@ -36,25 +36,27 @@ REJECTS = "rejects"  # the tag of the second output
 
 
 class Score(beam.PTransform):
-    """The log-density of each row of each table.
+    """Compute the log-density of each row of each table.
 
-    Takes pyarrow tables, as of ``beam.io.ReadFromParquetBatched``.  Gives a pair of collections
-    of pyarrow tables: ``scores``, with the kept columns and the log-density by the model's name
-    for it, and ``rejects``, with the kept columns and ``reason``, of the bad rows.  Rows have no
-    positions here: keep a column that identifies them.  Tables without a row are left out.
+    The input is a collection of pyarrow tables, as ``beam.io.ReadFromParquetBatched`` gives them.
+    The output is a pair of collections of pyarrow tables: ``scores`` has the kept columns and the
+    log-density under the model's name for it; ``rejects`` has the kept columns of the bad rows and
+    ``reason``. Rows have no numbers here: keep a column that identifies them. Tables without rows
+    are left out.
 
     Args:
-        model: as for ``tfdde.scoring.Scorer``; each process of a worker loads it once, from a
-            file system that all of them have.
-        columns: names of the columns that hold the rows, in the model's order; by default all
-            but those of ``conditions`` and ``keep``.
-        conditions: those of their conditions.
-        keep: those that are passed on.
-        batch_rows: rows of a call of the model.
+        model: as for ``tfdde.scoring.Scorer``. Each worker process loads it once, so it must be in
+            a file system that all workers share.
+        columns: names of the columns that hold the rows, in the model's order; by default all but
+            those of ``conditions`` and ``keep``.
+        conditions: names of the columns that hold the conditions.
+        keep: names of the columns that are copied to the outputs.
+        batch_rows: the most rows of a call of the model.
 
     Raises:
-        ValueError: in a worker, if a table lacks a column, has one that is not of numbers, or
-            does not have as many as the model takes.
+        TypeError: in a worker, if an element is not a pyarrow table or record batch.
+        ValueError: in a worker, if a table lacks a column, has one that is not numeric, or has
+            another number of columns than the model takes.
     """
 
     def __init__(
@@ -92,6 +94,14 @@ class _Score(beam.DoFn):
         self.scorer = self.shared.acquire(lambda: Scorer(self.model, self.batch_rows))
 
     def process(self, table: Any) -> Iterator[Any]:
+        if isinstance(table, blocks.pa.RecordBatch):
+            table = blocks.pa.Table.from_batches([table])
+        if not isinstance(table, blocks.pa.Table):
+            raise TypeError(
+                f"Elements must be pyarrow tables, got {type(table).__name__}: read them with "
+                "beam.io.ReadFromParquetBatched, or make them of many rows with "
+                "pyarrow.Table.from_pylist or from_pandas."
+            )
         scorer, what = self.scorer, "the table"
         columns, conditions = blocks.choose(
             table.column_names,

@@ -1,6 +1,12 @@
-"""Log-densities of the rows of files of any size: in constant memory, resumable after any kill."""
+"""Log-densities of the rows of files of any size.
+
+``Scorer`` runs a model on batches of rows. ``score_file`` runs it on files, in constant memory, and
+goes on after any interruption; ``manifest`` keeps what its output was made from. ``score_pipe``
+reads standard input or writes standard output.
+"""
 
 from tfdde.scoring.file_scores import score_file
+from tfdde.scoring.pipes import score_pipe
 from tfdde.scoring.scorer import Scorer
 
-__all__ = ["Scorer", "score_file"]
+__all__ = ["Scorer", "score_file", "score_pipe"]

@@ -1,14 +1,17 @@
-"""Log-densities of the rows of big files, in constant memory, resumable after any kill.
+"""Score files of any size in constant memory, and go on after any interruption.
 
-The output grows in a folder beside it, ``scores.parquet.parts``::
+The scores are first written to a folder beside the output, as ``scores.parquet.parts``::
 
-    manifest.json         what it is made of: input, model, options
-    part-000000.parquet   so many rows each: row, log-density or reason, columns to keep
+    manifest.json         the input, the model and the options
+    part-000000.parquet   a fixed number of rows: row, log-density or reason, kept columns
 
-each file of which is renamed into place when it is whole.  The same call again skips the parts
-that are there.  At the end they become the output and the file of rejects, and the folder goes.
-A row is in one part, by its position, so none can be lost or repeated.  ``scores.parquet.json``
-then tells what the output is made of, and the same call finds nothing to do.
+Each file is written under a temporary name and renamed when it is complete.  The same call again
+skips the parts that are there.  At the end the parts are merged to the output and to the file of
+rejected rows, and the folder is removed.  The number of a row says which part it belongs to, so no
+row is lost or repeated.  ``scores.parquet.json`` then keeps the manifest, and the same call once
+more finds that there is nothing to do.
+
+Files that tfdde did not write are neither replaced nor removed.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import contextlib
 import fcntl
 import itertools
 import os
-import shutil
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +32,20 @@ import keras
 import numpy as np
 
 from tfdde.datasets.readers import tfrecords
-from tfdde.datasets.readers.blocks import Block, Source, format_of, pa, pc
-from tfdde.datasets.readers.headers import reading
+from tfdde.datasets.readers.blocks import Block, Source, find_files, format_of, pa, pc
+from tfdde.datasets.readers.headers import DELIMITERS, PLAIN, Dialect, other_delimiter, reading
 from tfdde.scoring import manifest
 from tfdde.scoring.scorer import Scorer, check_kept
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import atomic
 
-PART_ROWS = 250_000  # of a part: what a kill may lose
-FILE = b"file"  # the key of `Block.file` of the last row of a part
+PART_ROWS = 250_000  # rows of a part: the most that an interruption can lose
+FILE = b"file"  # metadata key of a part: `Block.file` of its last row
+# Names of the files in a folder of parts: those of temporary files, and all.
+HALF_WRITTEN = re.compile(
+    r"\.merged\.\w+|\.rejects\.csv|\.\d+\.(manifest\.json|part-\d{6}\.parquet)"
+)
+OURS = re.compile(rf"manifest\.json|part-\d{{6}}\.parquet|{HALF_WRITTEN.pattern}")
 
 
 def score_file(
@@ -48,52 +58,76 @@ def score_file(
     batch_rows: int | None = None,
     part_rows: int = PART_ROWS,
     anomaly_score: bool = False,
+    *,
+    delimiter: str | None = None,
+    decimal: str = ".",
+    encoding: str = "utf-8",
 ) -> int:
-    """Score the rows of a file, or go on where the same call was interrupted.
+    """Score the rows of a file, or continue an interrupted call.
 
-    Where the same call has written the output already, it says so and does nothing.
+    If the same call has been completed, this one says so and does nothing.
 
     Args:
         model: see ``Scorer``.
-        source: the input; see ``tfdde.datasets.readers.blocks.Source``, also for the next three.
-        output: .csv, .parquet or .tfrecord, with ``row`` (the position in the input), the
-            log-density by the model's name for it, and the columns to keep.  Bad rows go to
-            ``<output>.rejects.csv``, if there are any, with row and reason.  ``<output>.json``
-            tells what it is made of.
-        columns: names of the columns that hold the rows.
-        conditions: those of their conditions.
-        keep: those that are passed on.
-        batch_rows: rows of a call of the model.
+        source: the input; see ``tfdde.datasets.readers.blocks.Source``.
+        output: a .csv, .parquet or .tfrecord file with ``row`` (the number of the row in the
+            input), the log-density under the scorer's name for it, and the kept columns. Bad rows
+            go to ``<output>.rejects.csv`` with ``row`` and ``reason``; without bad rows there is no
+            such file. ``<output>.json`` keeps what the output was made from.
+        columns: names of the columns that hold the rows; by default all but the next two.
+        conditions: names of the columns that hold the conditions.
+        keep: names of the columns that are copied to the output.
+        batch_rows: the most rows of a call of the model.
         part_rows: rows of a part.
-        anomaly_score: write the column ``anomaly_score``, too: see ``Scorer``.
+        anomaly_score: also write the column ``anomaly_score``; see ``Scorer``.
+        delimiter: the character between the cells of CSV files. By default that of the first line,
+            which is told if it is not a comma.
+        decimal: the decimal point in CSV files, "." or ",".
+        encoding: of CSV files.
 
     Returns:
-        The number of rows rejected.
+        The number of rejected rows.
 
     Raises:
-        OSError: there is no such input or model, or the output exists already and is another.
-        ValueError: they don't fit together or to the parts that are there already, or a file
-            is damaged.
+        OSError: there is no such input or model, or a file that this call did not write is in the
+            way.
+        ValueError: the arguments don't fit together or to the parts that are there already, or a
+            file is damaged.
     """
     output = Path(output)
     folder, rejects = (output.with_name(output.name + end) for end in (".parts", ".rejects.csv"))
     check_integer(part_rows, "part_rows")
     if format_of(output) is None or output.suffix == ".gz":
         raise ValueError(f"`output` must end in .csv, .parquet or .tfrecord, got {str(output)!r}.")
+    if Path(source).is_dir() and Path(source).resolve() in output.resolve().parents:
+        raise ValueError(
+            f"`output` must not be in the folder of the input, got {str(output)!r}: it would be "
+            "read as input."
+        )
     begun, finished = folder / "manifest.json", output.with_name(output.name + ".json")
     scorer = Scorer(model, batch_rows, anomaly_score)
-    rows = Source(Path(source), columns, conditions, keep, scorer.width, scorer.condition_dim)
+    dialect = _dialect(Path(source), delimiter, decimal, encoding)
+    rows = Source(
+        Path(source), columns, conditions, keep, scorer.width, scorer.condition_dim, dialect
+    )
+    if rows.skipped:
+        names = ", ".join(sorted({path.name for path in rows.skipped})[:5])
+        print(f"Skipped {len(rows.skipped)} files, by their names or folders: {names}.")
     check_kept(rows.schema, scorer.names, format_of(output) or "")
     about = _about(scorer, rows, part_rows)
-    if output.exists() and not begun.exists():
-        rejected = manifest.check_finished(finished, about, (output, rejects))
-        shutil.rmtree(folder, ignore_errors=True)  # left if a kill came after the last file
+    if (old := manifest.unchanged(finished, (output, rejects))) and output.exists():
+        _remove(folder)  # left if that call was killed after its last file
+        if other := manifest.difference(finished, about):
+            raise FileExistsError(
+                f"{output} exists already and has the scores for {other}: remove it, or choose "
+                "another output."
+            )
         print(f"{output} is complete already, of the same input, model and options.")
-        return rejected
+        return old["rejected"]
+    if not begun.exists():
+        _check_free(output, rejects, finished, folder)
     with _locked(folder):
         if not begun.exists():
-            for part in folder.glob("part-*"):  # without a manifest they don't count
-                part.unlink()
             manifest.write(begun, about)
         elif other := manifest.difference(begun, about):
             raise ValueError(
@@ -102,17 +136,65 @@ def score_file(
             )
         schema = scorer.score(_empty(rows, scorer)).schema
         parts = _write_parts(folder, schema, scorer, rows, part_rows)
-        rejected = _merge(parts, schema, folder, output, rejects)
+        rejected = _merge(parts, schema, folder, output, rejects, finished)
         manifest.finish(finished, about, (output, rejects), rejected)
-        begun.unlink()
-        shutil.rmtree(folder)
+        _remove(folder)
     print(f"Wrote {output}")
     return rejected
 
 
+def _dialect(source: Path, delimiter: str | None, decimal: str, encoding: str) -> Dialect:
+    """Return the dialect of the input; without a delimiter, by the first line of the first file."""
+    if delimiter is not None:
+        return Dialect(delimiter, decimal, encoding)
+    usual = Dialect("," if decimal == "." else ";", decimal, encoding)
+    files, _ = find_files(source)
+    if format_of(files[0]) != "csv" or (other := other_delimiter(files[0], usual)) is None:
+        return usual
+    print(f"The first line of {files[0]} has {DELIMITERS[other]} between its cells.")
+    return Dialect(other, decimal, encoding)
+
+
+def _check_free(output: Path, rejects: Path, finished: Path, folder: Path) -> None:
+    """Raise FileExistsError if a file that tfdde did not write is where it wants to write one.
+
+    ``rejects`` and ``finished`` may be left from a finished call whose output was removed.
+    """
+    if output.exists():
+        changed = finished.exists() and manifest.is_finished(finished)
+        why = " and was changed since it was written" if changed else ""
+        raise FileExistsError(f"{output} exists already{why}: remove it, or choose another output.")
+    in_the_way: Path | None = None
+    if finished.exists() and not manifest.is_finished(finished):
+        in_the_way = finished
+    elif rejects.exists() and not manifest.wrote(finished, rejects):
+        in_the_way = rejects
+    elif folder.is_dir():
+        # Without a manifest there can only be files that a kill left half-written.
+        in_the_way = next((f for f in folder.iterdir() if not HALF_WRITTEN.fullmatch(f.name)), None)
+    elif folder.exists():
+        in_the_way = folder
+    if in_the_way is not None:
+        raise FileExistsError(
+            f"{in_the_way} exists already and tfdde did not write it for {output}: move it, or "
+            "choose another output."
+        )
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of parts and the files in it that tfdde wrote; the manifest goes last."""
+    if not folder.is_dir():
+        return
+    files = [file for file in folder.iterdir() if OURS.fullmatch(file.name)]
+    for file in sorted(files, key=lambda file: file.name == "manifest.json"):
+        file.unlink()
+    with contextlib.suppress(OSError):  # files of others stay
+        folder.rmdir()
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if need be, against other processes; a kill frees it."""
+    """Make the folder if need be and hold it against other processes; a kill frees it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -120,16 +202,17 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"Another process is writing to {folder}.") from None
-        for beside in folder.glob(".*"):  # half-written when a process was killed
-            beside.unlink()
+        for file in folder.iterdir():
+            if HALF_WRITTEN.fullmatch(file.name):
+                file.unlink()
         yield
     finally:
         os.close(lock)
 
 
 def _about(scorer: Scorer, source: Source, part_rows: int) -> dict[str, Any]:
-    """What scores depend on: a change of any of it must not go unnoticed."""
-    return {
+    """Return all that the scores depend on, for the manifest."""
+    about = {
         "input": [manifest.identity(file) for file in source.files],
         "model": {file.name: manifest.checksum(file) for file in scorer.files},
         "columns": source.columns and list(source.columns),
@@ -139,19 +222,21 @@ def _about(scorer: Scorer, source: Source, part_rows: int) -> dict[str, Any]:
         "part_rows": part_rows,
         "anomaly_score": len(scorer.names) > 1,
     }
+    # Earlier versions knew no dialects, and their parts are completed by this one.
+    return about | ({"dialect": asdict(source.dialect)} if source.dialect != PLAIN else {})
 
 
 def _write_parts(
     folder: Path, schema: Any, scorer: Scorer, source: Source, part_rows: int
 ) -> list[Path]:
-    """Score all rows whose part is not there yet; the paths of all parts."""
+    """Score all rows whose part is not there yet; return the paths of all parts."""
 
     def path(number: int) -> Path:
         return folder / f"part-{number:06d}.parquet"
 
     parts = list(itertools.takewhile(Path.exists, map(path, itertools.count())))
     first, file = len(parts) * part_rows, (0, 0)
-    # No moving bar in a log file.
+    # A log file gets single lines instead of a moving bar.
     bar = keras.utils.Progbar(source.rows(), unit_name="row", verbose=1 + (not sys.stdout.isatty()))
     if parts:
         with reading(parts[-1]):
@@ -161,7 +246,7 @@ def _write_parts(
     pieces = (p for p in _cut(source.blocks(first, file), part_rows) if p.rows[0] >= first)
     for number, group in itertools.groupby(pieces, key=lambda p: int(p.rows[0]) // part_rows):
         parts.append(path(number))
-        with atomic(parts[-1]) as beside, pa.parquet.ParquetWriter(beside, schema) as writer:
+        with atomic(parts[-1]) as temporary, pa.parquet.ParquetWriter(temporary, schema) as writer:
             for piece in group:
                 writer.write_table(scorer.score(piece))
                 bar.add(len(piece))
@@ -170,12 +255,13 @@ def _write_parts(
 
 
 def _empty(source: Source, scorer: Scorer) -> Block:
+    """Return a block without rows, which has the columns of all others."""
     values = np.empty((0, scorer.width + scorer.condition_dim), np.float32)
     return Block(np.empty(0, np.int64), values, [], source.schema.empty_table())
 
 
 def _cut(blocks: Iterator[Block], part_rows: int) -> Iterator[Block]:
-    """The same rows in blocks that are in one part each."""
+    """Yield the same rows in blocks of which each belongs to one part."""
     for block in blocks:
         start = 0
         while start < len(block):
@@ -184,8 +270,10 @@ def _cut(blocks: Iterator[Block], part_rows: int) -> Iterator[Block]:
             start = stop
 
 
-def _merge(parts: list[Path], schema: Any, folder: Path, output: Path, rejects: Path) -> int:
-    """Make the output and the file of rejects from the parts; how many rows were rejected."""
+def _merge(
+    parts: list[Path], schema: Any, folder: Path, output: Path, rejects: Path, finished: Path
+) -> int:
+    """Make the output and the file of rejects from the parts; return the number of rejects."""
     merged, bad = folder / f".merged.{format_of(output)}", folder / ".rejects.csv"
     reason = schema.get_field_index("reason")
     rejected = 0
@@ -203,20 +291,27 @@ def _merge(parts: list[Path], schema: Any, folder: Path, output: Path, rejects: 
                     bad_rows.write_table(wrong)
                     rejected += len(wrong)
     if rejected:
-        _place(bad, rejects)
-    else:
-        rejects.unlink(missing_ok=True)
-    _place(merged, output)
+        _place(bad, rejects, finished)
+    elif rejects.exists():
+        if not manifest.wrote(finished, rejects):
+            raise FileExistsError(f"{rejects} exists already: move it, and repeat the call.")
+        rejects.unlink()
+    _place(merged, output, finished)
     return rejected
 
 
-def _place(path: Path, target: Path) -> None:
+def _place(path: Path, target: Path, finished: Path) -> None:
+    """Rename a complete file to its place, unless a file is there that tfdde did not write."""
     with path.open("rb") as f:
         os.fsync(f.fileno())
+    # An interrupted call may have placed this very file.
+    if target.exists() and not manifest.wrote(finished, target) and not cmp(path, target, False):
+        raise FileExistsError(f"{target} exists already: move it, and repeat the call.")
     os.replace(path, target)
 
 
 def _writer(path: Path, schema: Any) -> Any:
+    """Open a writer of pyarrow tables, in the format of the path."""
     kind = format_of(path)
     if kind == "csv":
         return pa.csv.CSVWriter(path, schema)

@@ -1,4 +1,7 @@
-"""What a file of scores is made of, so that it is neither completed nor taken for another's."""
+"""Manifests: which input, model and options a file of scores was made from.
+
+They keep the parts of one call from being completed by another, and tell which files tfdde wrote.
+"""
 
 from __future__ import annotations
 
@@ -10,56 +13,79 @@ from typing import Any
 
 from tfdde.utils.files import atomic, read_object
 
-HEAD = 2**20  # bytes of a file whose checksum counts, where the whole may be too big
+OPTIONAL = ("dialect",)  # entries that are absent if an option has its default
+HEAD = 2**20  # bytes at the start of a big file that are compared
 
 
 def checksum(file: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def identity(file: Path) -> dict[str, Any]:
-    """What tells a big file from others and from its own later versions, cheaply."""
-    about = file.stat()
+    """Return what tells a file from others and from its later versions, by a look at its start."""
+    status = file.stat()
     with file.open("rb") as f:
         head = hashlib.sha256(f.read(HEAD)).hexdigest()
-    return {"name": file.name, "bytes": about.st_size, "modified": about.st_mtime_ns, "head": head}
+    return {
+        "name": file.name,
+        "bytes": status.st_size,
+        "modified": status.st_mtime_ns,
+        "head": head,
+    }
 
 
 def write(path: Path, about: dict[str, Any]) -> None:
     """Write a manifest."""
-    with atomic(path) as beside:
-        beside.write_text(json.dumps(about, indent=1) + "\n")
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def difference(path: Path, about: dict[str, Any]) -> str | None:
-    """What of ``about`` the manifest has otherwise, in words; None if it is all the same."""
+    """Return the first difference between a manifest and ``about`` in words, or None."""
     old = read_object(path)
-    for name, value in about.items():
+    for name in {**about, **{name: None for name in OPTIONAL if name in old}}:
+        value = about.get(name)
         if old.get(name) != value:
-            was = f" ({old.get(name)!r}, not {value!r})" if name not in ("input", "model") else ""
-            return f"another {name}{was}"
+            values = (
+                f" ({old.get(name)!r}, not {value!r})" if name not in ("input", "model") else ""
+            )
+            return f"another {name}{values}"
     return None
 
 
 def finish(path: Path, about: dict[str, Any], made: Sequence[Path], rejected: int) -> None:
-    """Write beside the files ``made`` what they are made of, and how many rows were rejected."""
+    """Write the manifest of a finished call.
+
+    Args:
+        path: where to.
+        about: input, model and options.
+        made: the files that the call wrote; those that don't exist are left out.
+        rejected: how many rows were rejected.
+    """
     files = [identity(file) for file in made if file.exists()]
     write(path, {**about, "output": files, "rejected": rejected})
 
 
-def check_finished(path: Path, about: dict[str, Any], made: Sequence[Path]) -> int:
-    """How many rows were rejected; FileExistsError if the files are of something else."""
-    output = f"{made[0]} exists already"
-    if not path.exists():
-        raise FileExistsError(f"{output}: remove it, or choose another output.")
+def is_finished(path: Path) -> bool:
+    """Return whether a file is the manifest of a finished call."""
+    try:
+        old = read_object(path)
+    except ValueError:
+        return False
+    return isinstance(old.get("rejected"), int) and isinstance(old.get("output"), list)
+
+
+def unchanged(path: Path, made: Sequence[Path]) -> dict[str, Any] | None:
+    """Return the manifest of a finished call if the files that it made are as it left them."""
+    if not path.exists() or not made[0].exists():
+        return None
     old = read_object(path)
     files = [identity(file) for file in made if file.exists()]
-    if old.get("output") != files or not isinstance(old.get("rejected"), int):
-        why = "was changed since it was written"
-    elif other := difference(path, about):
-        why = f"has the scores for {other}"
-    else:
-        return old["rejected"]
-    raise FileExistsError(f"{output} and {why}: remove it, or choose another output.")
+    return old if is_finished(path) and old["output"] == files else None
+
+
+def wrote(path: Path, file: Path) -> bool:
+    """Return whether ``file`` is as the finished call of a manifest left it."""
+    return path.exists() and is_finished(path) and identity(file) in read_object(path)["output"]

@@ -1,4 +1,4 @@
-"""A model's log-density, for batches of rows."""
+"""A model's log-density for batches of rows, from a SavedModel or from a run folder."""
 
 from __future__ import annotations
 
@@ -17,38 +17,47 @@ from tfdde.serving import verify
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import read_object
 
-BATCH_VALUES, BATCH_ROWS = 2**18, 2**13  # of a call of the model, at most
-UNWRITABLE = {  # formats, and types of arrow some of whose values they can't hold
+BATCH_VALUES, BATCH_ROWS = 2**18, 2**13  # the most values and rows of a call of the model
+UNWRITABLE = {  # file formats with arrow types that they cannot hold unchanged
     ("csv", "binary"),
     ("csv", "large_binary"),
     ("csv", "fixed_size_binary"),
     ("tfrecord", "uint64"),
+    ("tfrecord", "double"),  # tf.Example has floats of 32 bits only
 }
 
 
 class Scorer:
-    """A model's log-density, as one concrete function.
+    """A model's log-density, as one concrete TensorFlow function.
 
     Args:
-        model: folder of a version of a SavedModel, its base folder (then the latest version
-            counts), or a run folder with ``density.keras``, or that file.
-        batch_rows: rows of a call of the model, at most; by default as many as a small network
-            takes well.
-        anomaly_score: give -log-density, too, the higher the stranger; ``DDE.anomaly_score``.
+        model: folder of a SavedModel, folder of its versions (the latest counts), run folder with
+            ``density.keras``, or that file.
+        batch_rows: the most rows of a call of the model; by default up to 8,192.
+        anomaly_score: also give the negative log-density, as ``DDE.anomaly_score`` does. Higher
+            scores are more anomalous.
 
     Attributes:
-        width: entries of a row.
-        condition_dim: entries of a condition, 0 if the model takes none.
-        name: ``log_density``, or ``unnormalized_log_density`` unless the model is known to have
-            a trusted log Z.
-        names: of the columns of values: that one, and ``anomaly_score``.
-        shape: of a row as the model takes it.
-        files: those of the model.
+        width: numbers in a row.
+        condition_dim: numbers in a condition; 0 if the model takes none.
+        name: ``log_density`` if the model is known to have a trusted log Z, else
+            ``unnormalized_log_density``.
+        names: the columns of values: ``name`` and, if asked for, ``anomaly_score``.
+        shape: the shape of a row as the model takes it.
+        files: the files of the model.
 
     Raises:
         OSError: there is no model.
-        ValueError: it can't be loaded, has no log-density, or no anomaly score: a conditional
-            density's log Z differs from condition to condition, and must be known.
+        ValueError: it can't be loaded or has no log-density; or anomaly scores are asked of a
+            conditional density without a trusted log Z, which differs from condition to condition.
+
+    Example:
+        >>> from tfdde.scoring import Scorer
+        >>> density = tfdde.DDE(tfdde.networks.residual_mlp(2, width=8, depth=1))
+        >>> density.save("density.keras")
+        >>> scorer = Scorer("density.keras")
+        >>> scorer.name, scorer(x[:3]).shape
+        ('unnormalized_log_density', (3,))
     """
 
     def __init__(
@@ -59,15 +68,15 @@ class Scorer:
     ):
         path = _model_folder(Path(model))
         if (path / "density.keras").exists():
-            known = self._load_keras(path)
+            normalized = self._load_keras(path)
         else:
-            known = self._load_saved(path)
-        if anomaly_score and self.condition_dim and not known:
+            normalized = self._load_saved(path)
+        if anomaly_score and self.condition_dim and not normalized:
             raise ValueError(
                 "`anomaly_score` must be left out for a conditional density without a trusted "
                 f"log Z, got {str(path)!r}."
             )
-        self.name = "log_density" if known else "unnormalized_log_density"
+        self.name = "log_density" if normalized else "unnormalized_log_density"
         self.names = [self.name, *(["anomaly_score"] if anomaly_score else [])]
         self.width = int(np.prod(self.shape))
         entries = self.width + self.condition_dim
@@ -75,6 +84,7 @@ class Scorer:
         self.batch_rows = check_integer(default if batch_rows is None else batch_rows, "batch_rows")
 
     def _load_keras(self, folder: Path) -> bool:
+        """Load ``density.keras``; return whether its log-density is normalised."""
         density, _ = serving.load_run(folder)
         self.files = [folder / "density.keras"]
         self.shape, self.condition_dim = density.data_shape, density.condition_dim
@@ -88,12 +98,26 @@ class Scorer:
         return density.normalized
 
     def _load_saved(self, folder: Path) -> bool:
+        """Load a SavedModel; return whether its log-density is normalised, as far as is known."""
         with reading(folder):
-            self._model = tf.saved_model.load(os.fspath(folder))  # its variables live with it
-            self._function = self._model.signatures["log_density"]
-            inputs = self._function.structured_input_signature[1]
-            self.shape = tuple(inputs["x"].shape[1:])
-            self.condition_dim = inputs["condition"].shape[1] if "condition" in inputs else 0
+            self._model = tf.saved_model.load(os.fspath(folder))  # keeps the variables alive
+        signatures = getattr(self._model, "signatures", {})
+        if "log_density" not in signatures:
+            raise ValueError(
+                f"Model {str(folder)!r} has no signature log_density (it has "
+                f"{', '.join(sorted(signatures)) or 'none'}): export it with tfdde."
+            )
+        self._function = signatures["log_density"]
+        inputs = self._function.structured_input_signature[1]
+        outputs = self._function.structured_outputs
+        if not {"x"} <= set(inputs) <= {"x", "condition"} or "log_density" not in outputs:
+            raise ValueError(
+                f"The signature log_density of model {str(folder)!r} must take x (and condition) "
+                f"and return log_density, but takes {', '.join(sorted(inputs))} and returns "
+                f"{', '.join(sorted(outputs))}: export it with tfdde."
+            )
+        self.shape = tuple(inputs["x"].shape[1:])
+        self.condition_dim = inputs["condition"].shape[1] if "condition" in inputs else 0
         self.files = sorted([folder / "saved_model.pb", *(folder / "variables").glob("*")])
         metadata = folder / "assets.extra" / "metadata.json"
         if not metadata.exists():
@@ -102,24 +126,27 @@ class Scorer:
         return read_object(metadata).get("normalized") is True
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Log-densities float32 (rows,) of ``values``: rows, each followed by its condition."""
-        parts = [np.empty(0, np.float32)]
+        """Return the log-densities, float32 (rows,).
+
+        Args:
+            values: float32 (rows, width + condition_dim): each row followed by its condition.
+        """
+        results = [np.empty(0, np.float32)]
         for start in range(0, len(values), self.batch_rows):
             batch = values[start : start + self.batch_rows]
             x = batch[:, : self.width].reshape(-1, *self.shape)
             inputs = {"x": tf.constant(x)}
             if self.condition_dim:
                 inputs["condition"] = tf.constant(batch[:, self.width :])
-            parts.append(self._function(**inputs)["log_density"].numpy())
-        return np.concatenate(parts)
+            results.append(self._function(**inputs)["log_density"].numpy())
+        return np.concatenate(results)
 
     def score(self, block: Block) -> Any:
-        """Pyarrow table of the rows of a block.
+        """Return a pyarrow table of the scores of a block.
 
-        Returns:
-            Columns ``row``, the log-density by its ``name`` (null where there is a reason),
-            ``anomaly_score`` if asked for, ``reason`` (why the row is bad, null where it is
-            good) and what the block kept.
+        Its columns are ``row``, the log-density under its ``name``, ``anomaly_score`` if asked
+        for, ``reason`` (why a row is bad; null for a good one), and those that the block kept. The
+        values of bad rows are null.
         """
         reasons = list(block.reasons)
         good = np.array([reason is None for reason in reasons], bool)
@@ -128,11 +155,11 @@ class Scorer:
         bad = ~np.isfinite(scores)
         for i in np.flatnonzero(good & bad).tolist():
             reasons[i] = f"log-density is {scores[i]}"
-        values = (pa.array(each, pa.float32(), mask=bad) for each in (scores, -scores))
+        columns = (pa.array(column, pa.float32(), mask=bad) for column in (scores, -scores))
         return pa.table(
             {
                 "row": pa.array(block.rows, pa.int64()),
-                **dict(zip(self.names, values, strict=False)),
+                **dict(zip(self.names, columns, strict=False)),
                 "reason": pa.array(reasons, pa.string()),
                 **{name: block.kept.column(name) for name in block.kept.column_names},
             }
@@ -140,7 +167,7 @@ class Scorer:
 
 
 def _model_folder(path: Path) -> Path:
-    """The folder that holds ``saved_model.pb`` or ``density.keras``."""
+    """Return the folder that holds ``saved_model.pb`` or ``density.keras``."""
     if path.name == "density.keras" and path.is_file():
         return path.parent
     if not path.is_dir():
@@ -157,19 +184,25 @@ def _model_folder(path: Path) -> Path:
 
 
 def check_kept(schema: Any, names: Sequence[str], kind: str = "parquet") -> None:
-    """Raise ValueError if a kept column is named like others, or a ``kind`` can't hold its type."""
+    """Raise ValueError if a kept column can't be written.
+
+    Args:
+        schema: arrow schema of the kept columns.
+        names: the columns of values.
+        kind: the format of the output, as ``format_of`` names it.
+    """
     for field in schema:
         if field.name in ("row", *names, "reason"):
             raise ValueError(
-                f"`keep` must not name {field.name!r}, a column that the output has by itself."
+                f"`keep` must not name {field.name!r}, a name of one of the output's own columns."
             )
         if kind != "parquet" and pa.types.is_nested(field.type):
             raise ValueError(
                 f"`keep` must name columns of single values, got {field.name!r} of type "
-                f"{field.type}: write .parquet, or leave it out."
+                f"{field.type}: write .parquet, or leave the column out."
             )
         if (kind, str(field.type).partition("[")[0]) in UNWRITABLE:
             raise ValueError(
-                f"`keep` must not name {field.name!r} of type {field.type}, not all of whose "
-                f"values .{kind} can hold: write .parquet, or leave it out."
+                f"`keep` must not name {field.name!r} of type {field.type}, since .{kind} would "
+                "alter some of its values: write .parquet, or leave the column out."
             )
