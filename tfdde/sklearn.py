@@ -20,7 +20,7 @@ from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import LogUniform
 from tfdde.partition.evaluator import CHUNK
 from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
-from tfdde.utils.checks import check_integer, check_positive
+from tfdde.utils.checks import check_integer, check_positive, check_spread
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin
@@ -231,17 +231,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
 def _normalization(X: np.ndarray, sigma: float) -> keras.layers.Normalization:  # noqa: N803
     """A layer that standardises the columns, or ValueError for those that it can't."""
     mean, deviation = X.mean(axis=0), X.std(axis=0)
-    # Noise near float32's resolution of the values would drown in their rounding; the layer
-    # divides by no less than epsilon, and its variance must not overflow.
-    rounding = np.finfo(np.float32).eps * np.abs(X).max(axis=0)
-    low = np.maximum(4 * rounding / sigma, keras.config.epsilon())
-    bad = np.flatnonzero(~((deviation > low) & (deviation < 1e18)))
-    if len(bad):
-        raise ValueError(
-            f"Columns {bad.tolist()} of `X` are constant, or their spread is lost in float32. A "
-            "constant has no density: drop it (VarianceThreshold). Others: centre and rescale "
-            "them, e.g. by StandardScaler."
-        )
+    check_spread(X, deviation, sigma, "X")
     return keras.layers.Normalization(mean=mean, variance=np.square(deviation))
 
 

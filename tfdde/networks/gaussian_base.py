@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.losses import per_row
-from tfdde.utils.checks import check_rows
+from tfdde.utils.checks import check_rows, check_weights
+from tfdde.utils.statistics import mean_and_covariance
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
@@ -44,22 +45,22 @@ class GaussianBase(keras.layers.Layer):
         self.variances = add(shape=(n,), initializer="ones", trainable=False, name="variances")
         self.built = True
 
-    def adapt(self, x: Any) -> None:
+    def adapt(self, x: Any, sample_weight: Any = None) -> None:
         """Take mean and covariance from data.
 
         Args:
             x: array of shape (rows, *input_shape).
+            sample_weight: of the rows, shape (rows,); None: all alike.
 
         Raises:
-            ValueError: wrong shape, NaN or infinity, fewer than two rows.
+            ValueError: wrong shape, NaN or infinity, fewer than two rows, or bad weights.
         """
         x = check_rows(x, "x", self.row_shape)
+        weights = check_weights(sample_weight, len(x))
         if len(x) < 2:
             raise ValueError(f"`x` must have at least 2 rows for a covariance, got {len(x)}.")
-        rows = x.reshape(len(x), -1)
-        mean = rows.mean(axis=0, dtype=np.float64)
-        centred = rows - mean.astype(np.float32)
-        variances, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(x))
+        mean, covariance = mean_and_covariance(x.reshape(len(x), -1), weights)
+        variances, axes = np.linalg.eigh(covariance)
         self.mean.assign(mean)
         self.axes.assign(axes)
         self.variances.assign(np.maximum(variances, 0.0))

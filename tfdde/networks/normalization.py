@@ -7,8 +7,14 @@ change them at all.
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
+
+from tfdde.utils.checks import LARGEST_DEVIATION, check_spread
+from tfdde.utils.statistics import mean_and_variance
 
 
 def statistics(layer: keras.layers.Normalization) -> tuple[tf.Tensor, tf.Tensor]:
@@ -20,6 +26,53 @@ def statistics(layer: keras.layers.Normalization) -> tuple[tf.Tensor, tf.Tensor]
         mean = tf.reshape(layer.adapt_mean, shape)
         variance = tf.reshape(layer.adapt_variance, shape)
     return tf.cast(mean, tf.float32), tf.cast(variance, tf.float32)
+
+
+def check_normalization(layer: Any, shape: tuple[int, ...]) -> None:
+    """Build a layer for rows of ``shape``, or raise ValueError if it does not standardise."""
+    if not isinstance(layer, keras.layers.Normalization):
+        raise ValueError(f"`normalization` must be a keras.layers.Normalization, got {layer!r}.")
+    if layer.invert:
+        raise ValueError("`normalization` must standardise the rows, got one with invert=True.")
+    if layer.input_mean is not None:
+        deviations = np.sqrt(np.asarray(layer.input_variance, np.float64))
+        if not ((deviations > keras.config.epsilon()) & (deviations < LARGEST_DEVIATION)).all():
+            raise ValueError(
+                "`normalization` must have variances of standard deviations between "
+                f"{keras.config.epsilon():g} and {LARGEST_DEVIATION:g}, got variances in "
+                f"[{np.min(layer.input_variance):g}, {np.max(layer.input_variance):g}]."
+            )
+    if not layer.built:
+        layer.build((None, *shape))
+
+
+def adapt(
+    layer: keras.layers.Normalization,
+    rows: np.ndarray,
+    sigma: float,
+    weights: np.ndarray | None = None,
+) -> None:
+    """Set the variables of a built layer to the rows' mean and variance.
+
+    Unlike ``layer.adapt`` it sums in float64, takes weights, and refuses columns that can't be
+    standardised.
+
+    Args:
+        layer: a layer whose statistics were not given to its constructor.
+        rows: shape (rows, *shape).
+        sigma: the lowest noise level, in standardised units.
+        weights: of the rows, (rows,), or None.
+
+    Raises:
+        ValueError: as ``tfdde.utils.checks.check_spread``.
+    """
+    shape = layer.mean.shape
+    axes = tuple(i for i, n in enumerate(shape) if i == 0 or n != rows.shape[i])
+    mean, variance = mean_and_variance(rows, axes, weights)
+    check_spread(rows, np.sqrt(variance).reshape(shape[1:]), sigma, "x")
+    layer.adapt_mean.assign(mean.reshape(layer.adapt_mean.shape))
+    layer.adapt_variance.assign(variance.reshape(layer.adapt_variance.shape))
+    layer.finalize_state()
 
 
 def scale(variance: tf.Tensor) -> tf.Tensor:

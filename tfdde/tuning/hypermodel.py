@@ -15,7 +15,8 @@ from tfdde.noise import Constant, LogUniform
 from tfdde.recipes import table_density
 from tfdde.runs.keep_best import KeepBest, averaged
 from tfdde.tuning.curve import SigmaCurve, ladder_starts, mean_curve, select_sigma, split
-from tfdde.utils.checks import check_integer, check_positive, check_rows
+from tfdde.utils.checks import check_integer, check_positive, check_rows, check_spread
+from tfdde.utils.statistics import mean_and_variance
 
 try:
     import keras_tuner
@@ -78,6 +79,8 @@ class Densities(keras_tuner.HyperModel):
         highest = sigma[1] if isinstance(sigma, tuple) else sigma
         if sigma_max is not None and check_positive(sigma_max, "sigma_max") <= highest:
             raise ValueError(f"`sigma_max` must exceed `sigma` ({highest}), got {sigma_max}.")
+        lowest = sigma[0] if isinstance(sigma, tuple) else sigma
+        check_spread(self.x, np.sqrt(mean_and_variance(self.x)[1]), lowest, "x")
         self.sigma_max = sigma_max
         self.batch_size = check_integer(batch_size, "batch_size")
         self.patience = check_integer(patience, "patience")

@@ -6,8 +6,11 @@ import math
 import numbers
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+LARGEST_DEVIATION = 1e18  # of a column: its square is still a float32
 
 
 def check_integer(value: Any, name: str, minimum: int = 1) -> int:
@@ -80,6 +83,54 @@ def check_pixels(x: np.ndarray, name: str, margin: float = 0.0) -> np.ndarray:
                 "divide 8-bit pixels by 255."
             )
     return x
+
+
+def check_weights(weights: Any, rows: int | None, name: str = "sample_weight") -> np.ndarray | None:
+    """Return the weights of the rows as a float32 array (rows,), or None if there are none.
+
+    Raises:
+        ValueError: not numeric, wrong rank or number, NaN, infinity, a negative weight, or
+            weights that are all 0.
+    """
+    if weights is None:
+        return None
+    array = check_rows(weights, name, (), allow_empty=True)
+    if rows is not None and len(array) != rows:
+        raise ValueError(f"`{name}` must have {rows} weights, one for each row, got {len(array)}.")
+    if len(array) and (array.min() < 0 or array.max() == 0):
+        raise ValueError(
+            f"`{name}` must be >= 0 and not all 0, got values in [{array.min():g}, "
+            f"{array.max():g}]."
+        )
+    return array
+
+
+def check_spread(x: np.ndarray, deviation: Any, sigma: float, name: str) -> None:
+    """Raise ValueError unless float32 can hold the rows, standardised, with noise of ``sigma``.
+
+    The noise, ``sigma`` times ``deviation`` in the units of the rows, must be at least four times
+    the rounding error of the typical value of a column in float32. A deviation must exceed the
+    epsilon that ``keras.layers.Normalization`` divides by at least, and its square must not
+    overflow.
+
+    Args:
+        x: rows, shape (rows, *shape).
+        deviation: by which each entry is divided, broadcastable to ``shape``; 1.0 for rows that
+            are not standardised.
+        sigma: noise level, in units of ``deviation``.
+        name: of the argument.
+    """
+    rounding = np.finfo(np.float32).eps * np.abs(x).mean(axis=0, dtype=np.float64)
+    deviation = np.broadcast_to(deviation, x.shape[1:])
+    low = np.maximum(4 * rounding / sigma, keras.config.epsilon())
+    bad = np.flatnonzero(~((deviation > low) & (deviation < LARGEST_DEVIATION)))
+    if len(bad):
+        columns = str(bad[:10].tolist()) + " ..." * (len(bad) > 10)
+        raise ValueError(
+            f"Columns {columns} of `{name}` are constant, or their spread is lost in float32 with "
+            f"noise of sigma = {sigma:g}. A constant has no density: drop it (VarianceThreshold). "
+            "Others: centre and rescale them, e.g. by StandardScaler."
+        )
 
 
 def check_conditions(
