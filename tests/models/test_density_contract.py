@@ -14,7 +14,7 @@ import tfdde
 from tfdde import networks
 
 ROWS = 12
-ONE, FALLING = tfdde.Constant(0.4), tfdde.Decay(1.0, 0.4, 1)
+ONE, FALLING = tfdde.Constant(0.4), tfdde.Decay(1.0, 0.4, 1, rate=3.0)
 LEVELS = tfdde.LogUniform(0.3, 1.2, 0.4)
 IMAGE = (9, 8, 1)
 MEAN, VARIANCE = [1.0, -2.0, 0.5], [4.0, 0.25, 1.0]
@@ -200,7 +200,7 @@ def test_config_makes_the_same_density(case):
 
 def test_file_keeps_every_number_and_the_optimizer(case, tmp_path):
     dde = case.dde
-    dde.fit(*case.data, verbose=0)
+    dde.fit(*case.data, batch_size=6, verbose=0)
     dde.save(tmp_path / "density.keras")
     again = keras.saving.load_model(tmp_path / "density.keras")
     np.testing.assert_array_equal(case.log_density(dde=again), case.log_density())
@@ -249,6 +249,10 @@ def test_one_condition_of_it_is_a_density(case):
     np.testing.assert_allclose(one.log_density(case.x, normalized=False), expected, atol=1e-5)
     expected = case.dde.score(case.x, conditions=condition[None])
     np.testing.assert_allclose(one.score(case.x), expected, atol=1e-5)
+    before = case.log_density()
+    if one.base is not None:
+        one.adapt(0.5 * case.x)
+    np.testing.assert_array_equal(case.log_density(), before)
 
 
 @pytest.mark.parametrize("method", ["fit", "evaluate", "log_density", "score", "log_partition"])

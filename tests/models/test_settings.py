@@ -193,7 +193,11 @@ def test_a_density_comes_back_as_it_was_and_is_copied_so():
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(dde))
     again.set_weights(dde.get_weights())
     assert again.partition == dde.partition and again.partitions is None
-    assert given.base is base and given.normalization is normalization and given.noise is MANY
+    assert given.noise is MANY
+    for part, copy in ((base, given.base), (normalization, given.normalization)):
+        assert part is not copy and part.get_config() == copy.get_config()
+        for a, b in zip(part.get_weights(), copy.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
     assert again.base.row_shape == (2,) and again.normalization.built
     assert settings(again, DENSITY) == settings(dde, DENSITY)
     assert settings(given, DENSITY) == {**settings(dde, DENSITY), "condition_dim": 0}

@@ -18,8 +18,14 @@ from tfdde.networks import initial_weights
 from tfdde.networks.dense import check_scalar
 from tfdde.networks.fixed_condition import fix, repeated
 from tfdde.networks.gaussian_base import GaussianBase
-from tfdde.networks.normalization import log_scale, standardize
-from tfdde.noise import Constant, LogUniform, Noise, check_level
+from tfdde.networks.normalization import (
+    adapt,
+    check_normalization,
+    log_scale,
+    standardize,
+    statistics,
+)
+from tfdde.noise import Constant, Decay, LogUniform, Noise, check_level
 from tfdde.partition.estimate import estimate, rows_by_condition
 from tfdde.partition.evaluator import CHUNK, Evaluator, LogDensity
 from tfdde.partition.result import LogPartition, LogPartitions
@@ -29,6 +35,8 @@ from tfdde.utils.checks import (
     check_conditions,
     check_pixels,
     check_rows,
+    check_spread,
+    check_weights,
     to_conditions,
     to_rows,
 )
@@ -147,10 +155,8 @@ class DDE(Trainer):
                 f"`base` must be a tfdde.GaussianBase({self.data_shape}), like the network's "
                 f"input, got {getattr(base, 'row_shape', base)!r}."
             )
-        if normalization is not None and not isinstance(normalization, keras.layers.Normalization):
-            raise ValueError(
-                f"`normalization` must be a keras.layers.Normalization, got {normalization!r}."
-            )
+        if normalization is not None:
+            check_normalization(normalization, self.data_shape)
         if not (np.isfinite(time_weight) and time_weight >= 0):
             raise ValueError(f"`time_weight` must be a finite number >= 0, got {time_weight!r}.")
         self.network = network
@@ -162,32 +168,38 @@ class DDE(Trainer):
         self.seed = random.check_seed(seed)
         hash_of = Fingerprint()
         self._known_log_z = KnownLogZ(lambda: hash_of(self._all_weights()))
+        self._level_reached: float | None = None
         self.loss_tracker = keras.metrics.Mean(name="loss")
-        if normalization is not None and not normalization.built:
-            normalization.build((None, *self.data_shape))
         self.built = True
 
     # Before training.
 
-    def adapt(self, x: Any) -> None:
+    def adapt(self, x: Any, sample_weight: Any = None) -> None:
         """Take the means and scales of ``normalization`` and the Gaussian ``base`` from data.
 
-        Call it before ``fit``.
+        Call it before ``fit``. A normalization whose ``mean`` and ``variance`` were given to its
+        constructor keeps them.
 
         Args:
             x: array of shape (rows, *data_shape).
+            sample_weight: of the rows, shape (rows,), as for ``fit``.
 
         Raises:
-            ValueError: wrong shape, NaN or infinity, fewer than two rows, or nothing to adapt.
+            ValueError: wrong shape, NaN or infinity, fewer than two rows, nothing to adapt, bad
+                weights, or columns whose spread is 0 or lost in float32.
         """
         self.before_weights_change()
-        if self.normalization is None and self.base is None:
+        adaptable = self.normalization is not None and self.normalization.input_mean is None
+        if not adaptable and self.base is None:
             raise ValueError("There is neither a `normalization` nor a `base` to adapt.")
         rows = check_pixels(check_rows(x, "x", self.data_shape), "x")
-        if self.normalization is not None:
-            self.normalization.adapt(rows)
+        weights = check_weights(sample_weight, len(rows))
+        if len(rows) < 2:
+            raise ValueError(f"`x` must have at least 2 rows to adapt to, got {len(rows)}.")
+        if adaptable:
+            adapt(self.normalization, rows, self.noise.levels[0], weights)
         if self.base is not None:
-            self.base.adapt(self.inside(tf.constant(rows)).numpy())
+            self.base.adapt(self.inside(tf.constant(rows)).numpy(), weights)
 
     def start_at_independent_components(self, x: Any) -> None:
         """Start the network's first layer at the independent components of the blurred data.
@@ -215,6 +227,13 @@ class DDE(Trainer):
             blurred = self.base.scaled(blurred, tf.constant(sigma, tf.float32))
         initial_weights.at_independent_components(self.network, blurred.numpy(), self.seed)
 
+    def check_resolution(self, rows: np.ndarray, name: str) -> None:
+        """Refuse rows, with a ValueError, if their float32 can't hold noise of the lowest level."""
+        deviation: Any = 1.0
+        if self.normalization is not None:
+            deviation = np.sqrt(statistics(self.normalization)[1].numpy()[0])
+        check_spread(rows, deviation, self.noise.levels[0], name)
+
     def compile(
         self,
         optimizer: Any = "adam",
@@ -230,6 +249,8 @@ class DDE(Trainer):
             run_eagerly, steps_per_execution: as in ``keras.Model.compile``.
             jit_compile: whether XLA compiles loss and gradients ("auto": on a GPU).
         """
+        if isinstance(self.noise, Decay):
+            self.level_reached = self.level_reached  # of the former optimizer
         super().compile(
             optimizer=optimizer,
             run_eagerly=run_eagerly,
@@ -413,11 +434,57 @@ class DDE(Trainer):
         update_mean(self.loss_tracker, tf.reduce_sum(loss), tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
 
+    def make_train_function(self, force: bool = False) -> Callable:
+        self._level_reached = None  # from now on that of the optimizer
+        return super().make_train_function(force)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        self._level_reached = None
+        super().load_weights(filepath, *args, **kwargs)
+
+    @property
+    def level_reached(self) -> float:
+        """Sigma of the last training step; without training the noise's own ``sigma``.
+
+        With ``Decay`` noise it is higher than the level that the density is read at until the
+        decay has ended.
+        """
+        if self._level_reached is not None:
+            return self._level_reached
+        if not self.compiled or not isinstance(self.noise, Decay):
+            return self.noise.sigma
+        with tf.init_scope():
+            steps = int(self.optimizer.iterations.numpy())
+            return float(self.noise.at(tf.constant(steps - 1))) if steps else self.noise.sigma
+
+    @level_reached.setter
+    def level_reached(self, sigma: float) -> None:
+        self._level_reached = float(sigma)
+
+    @property
+    def decaying(self) -> bool:
+        """Whether ``Decay`` noise has not come down to its final level yet."""
+        # By a factor, since the schedule is computed in float32.
+        return isinstance(self.noise, Decay) and self.level_reached > 1.001 * self.noise.sigma
+
     @property
     def metrics(self) -> list:
         return [self.loss_tracker]
 
     # Reading the density.
+
+    def _level(self, sigma: float | None) -> float:
+        """The noise level to read the density at; warns if training has not come down to it."""
+        level = check_level(self.noise, sigma)
+        if self.decaying:
+            warnings.warn(
+                f"This density is read at sigma = {level:g}, but training has only come down to "
+                f"{self.level_reached:.3g}: it has never seen noise of {level:g}, so its values "
+                f"can be far off. Train on until the decay has ended ({self.noise!r}).",
+                UserWarning,
+                stacklevel=3,
+            )
+        return level
 
     def log_density(
         self,
@@ -454,7 +521,7 @@ class DDE(Trainer):
                 not trained, or no trusted log Z where one was asked for; conditions for a
                 density that takes none, or none for one that does.
         """
-        columns, level = self._columns(x, conditions), check_level(self.noise, sigma)
+        columns, level = self._columns(x, conditions), self._level(sigma)
         log_z, place = None, ""
         if normalized is not False:
             log_z, place = self._trusted_log_z(level, *columns[1:])
@@ -479,7 +546,7 @@ class DDE(Trainer):
         Returns:
             float32 tensor, shape of ``x``.
         """
-        level = tf.constant(check_level(self.noise, sigma), tf.float32)
+        level = tf.constant(self._level(sigma), tf.float32)
         columns = self._columns(x, conditions)
         return in_chunks(lambda x, *c: self._score(x, level, *c), columns)
 
@@ -646,6 +713,8 @@ class DDE(Trainer):
                 many conditions, or too few rows of one.
         """
         rows = check_pixels(check_rows(data, "data", self.data_shape), "data")
+        self.check_resolution(rows, "data")
+        self._level(sigma)
         c = check_conditions(conditions, self.condition_dim, len(rows), single=True)
         rows = self.inside(tf.constant(rows)).numpy()
         settings = self.noise, method, sigma, samples, moves, seed
@@ -678,7 +747,7 @@ class DDE(Trainer):
         return result
 
     def given(self, condition: Any) -> DDE:
-        """The density at one condition: a ``DDE`` without conditions, with a copy of the weights.
+        """The density at one condition: a ``DDE`` without conditions, with copies of all parts.
 
         It has everything that a density without conditions has: ``log_partition``,
         ``tfdde.tuning.select_sigma``, saving, export. It keeps the log Z of exactly this
@@ -697,14 +766,15 @@ class DDE(Trainer):
         dde = DDE(
             fix(self.network, condition, self.condition_dim),
             self.noise,
-            self.base,
-            self.normalization,
+            self.base and copy_of(self.base),
+            self.normalization and copy_of(self.normalization),
             self.antithetic,
             self.time_weight,
             self.seed,
         )
         for estimate_there in self._known_log_z.of_condition(condition):
             dde._known_log_z.add(None, estimate_there)
+        dde.level_reached = self.level_reached
         return dde
 
     # Saving and loading.
@@ -718,6 +788,7 @@ class DDE(Trainer):
             "antithetic": self.antithetic,
             "time_weight": self.time_weight,
             "log_z": self._known_log_z.get_config(),
+            "level_reached": self.level_reached if self.decaying else None,
             "seed": self.seed,
             "name": self.name,
         }
@@ -726,9 +797,11 @@ class DDE(Trainer):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DDE:
         config = dict(config)
         log_z = config.pop("log_z", None) or _log_z_of_earlier_versions(config)
+        level_reached = config.pop("level_reached", None)
         for name in ("network", "noise", "base", "normalization"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         dde = cls(**config)
+        dde._level_reached = level_reached
         dde._known_log_z.restore(log_z)
         return dde
 
@@ -739,6 +812,17 @@ class DDE(Trainer):
         config = dict(config)
         config["optimizer"] = keras.optimizers.deserialize(config["optimizer"])
         self.compile(**config)
+
+
+def copy_of(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A layer with the same numbers in variables of its own."""
+    copy = type(layer).from_config(layer.get_config())
+    if not copy.built:
+        copy.build(layer.get_build_config()["input_shape"])
+    copy.set_weights(layer.get_weights())
+    if isinstance(copy, keras.layers.Normalization):
+        copy.finalize_state()
+    return copy
 
 
 def _log_z_of_earlier_versions(config: dict[str, Any]) -> dict[str, Any]:

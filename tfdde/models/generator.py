@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from tfdde.models.dde import DDE
 from tfdde.models.trainer import Trainer, global_count, repeat, update_mean
 from tfdde.networks.dense import condition_width
 from tfdde.networks.fixed_condition import fix
-from tfdde.noise import LogUniform
+from tfdde.noise import Decay, LogUniform
 from tfdde.utils import random
 from tfdde.utils.checks import as_batch, check_integer, to_conditions, to_rows
 from tfdde.utils.random import Stream
@@ -179,6 +180,14 @@ class Generator(Trainer):
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
         )
+        if data_optimizer is None and self.data_dde.decaying:
+            warnings.warn(
+                f"`data_dde` stays frozen at sigma = {self.data_dde.noise.sigma:g}, but its own "
+                f"training has only come down to {self.data_dde.level_reached:.3g}. Train it until "
+                f"the decay has ended ({self.data_dde.noise!r}), or pass a `data_optimizer`.",
+                UserWarning,
+                stacklevel=2,
+            )
         self.dde_optimizer = keras.optimizers.get(dde_optimizer)
         self.data_optimizer = (
             None if data_optimizer is None else keras.optimizers.get(data_optimizer)
@@ -335,6 +344,15 @@ class Generator(Trainer):
         loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
         update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
         return {"loss": self.loss_tracker.result()}
+
+    def check_resolution(self, rows: np.ndarray, name: str) -> None:
+        self.data_dde.check_resolution(rows, name)
+
+    def after_training(self) -> None:
+        noise, steps = self.data_dde.noise, self.optimizer.iterations.numpy()
+        if isinstance(noise, Decay) and self.data_optimizer is not None and steps:
+            for dde in (self.data_dde, self.generated_dde):
+                dde.level_reached = float(noise.at(tf.constant(steps - 1)))
 
     def before_weights_change(self) -> None:
         for dde in (self.data_dde, self.generated_dde):

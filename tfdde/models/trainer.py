@@ -195,21 +195,24 @@ class Trainer(keras.Model):
                 batch_size = None
         elif batch_size is not None:
             raise ValueError("`batch_size` must not be given with a dataset, which has its own.")
-        return super().fit(
-            x,
-            conditions,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_data=validation_data,
-            shuffle=False,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            validation_steps=validation_steps,
-            validation_batch_size=validation_batch_size,
-            validation_freq=validation_freq,
-        )
+        try:
+            return super().fit(
+                x,
+                conditions,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_data=validation_data,
+                shuffle=False,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
+        finally:
+            self.after_training()
 
     def evaluate(self, x: Any, conditions: Any = None, **kwargs: Any) -> Any:
         """Mean loss on ``x`` and ``conditions``, which are as for ``fit``.
@@ -232,6 +235,7 @@ class Trainer(keras.Model):
             check_dataset(x, name, self.data_shape, self.condition_dim)
             return x, None
         rows = check_pixels(check_rows(x, name, self.data_shape), name)
+        self.check_resolution(rows, name)
         return rows, check_conditions(conditions, self.condition_dim, len(rows), second)
 
     def _check_validation(self, data: Any) -> Any:
@@ -245,6 +249,13 @@ class Trainer(keras.Model):
             )
         x, conditions = data
         return self._check_data(x, conditions, f"{name}[0]", f"{name}[1]")
+
+    def check_resolution(self, rows: np.ndarray, name: str) -> None:
+        """Refuse rows, with a ValueError, if their float32 can't hold noise of the lowest level."""
+        raise NotImplementedError
+
+    def after_training(self) -> None:
+        """Called at the end of ``fit``, also when it ends by an error."""
 
     def before_weights_change(self) -> None:
         """Called by everything that may change weights, before it does."""
