@@ -1,8 +1,8 @@
-"""Pictures of densities and samples, each one PNG file.
+"""Plots of densities, samples and training curves, each written to one PNG file.
 
-Needs matplotlib (``pip install tfdde[train]``), which is imported on first use.
-Figures are made without pyplot, so that no display and no global state is touched,
-and each file is written beside its name and renamed: a viewer never sees half of one.
+They need matplotlib (``pip install tfdde[train]``), which is imported on first use. Figures are
+made without pyplot, so they need no display and change no global state. Each file is written under
+a temporary name and renamed, so no viewer sees an incomplete file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path_) -> None:
-    with atomic(path) as beside:
-        figure.savefig(beside, format="png")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def density_beside_exact(
@@ -42,12 +42,12 @@ def density_beside_exact(
     sigma: float,
     divergence: float | None = None,
 ) -> None:
-    """Heat maps of a learned 2-D density and the exact one, on one colour scale.
+    """Draw heat maps of a learned 2-D density and the exact one, with one colour scale.
 
     Args:
         path: the PNG to write.
-        log_density: normalised learned log-density in nats, shape (m, m): rows go along
-            the second coordinate, columns along the first.
+        log_density: normalised learned log-density in nats, shape (m, m); the first index
+            follows the second coordinate.
         exact: exact log-density in nats, same shape.
         bounds: ends of the grid, the same for both coordinates, in units of the data.
         sigma: noise level of both, for the title.
@@ -71,7 +71,7 @@ def density_beside_exact(
             origin="lower",
             extent=(*bounds, *bounds),
             vmin=0.0,
-            vmax=exact.max(),  # one scale, so that equal colours are equal densities
+            vmax=exact.max(),  # one scale: equal colours are equal densities
             cmap="magma",
         )
         axis.set(title=label, xlabel="$x_1$")
@@ -84,7 +84,7 @@ def density_beside_exact(
 def samples_beside_real(
     path: Path_, samples: Any, real: Any, *, bounds: Bounds | None = None, title: str = ""
 ) -> None:
-    """Generated samples beside real ones.
+    """Draw generated samples beside real ones.
 
     Args:
         path: the PNG to write.
@@ -96,7 +96,7 @@ def samples_beside_real(
         title: title of the whole figure.
 
     Raises:
-        ValueError: rows are neither 2-D points nor images, or of two kinds.
+        ValueError: the rows are neither 2-D points nor images, or not alike.
     """
     samples, real = np.asarray(samples), np.asarray(real)
     if samples.shape[1:] != real.shape[1:]:
@@ -112,7 +112,7 @@ def samples_beside_real(
             _show_images(axis, _tile(rows, _columns(len(rows))))
         elif real.ndim == 2 and real.shape[1] == 2:
             low, high = bounds or (real.min(), real.max())
-            # As densities, and up to one colour: the numbers of samples may differ.
+            # Densities on one colour scale, since the numbers of samples may differ.
             edges = np.linspace(low, high, 151)
             axis.imshow(
                 _histogram(rows, edges),
@@ -133,12 +133,12 @@ def samples_beside_real(
 
 
 def image_grid(path: Path_, images: Any, *, columns: int | None = None, title: str = "") -> None:
-    """One grid of images.
+    """Draw images in a grid.
 
     Args:
         path: the PNG to write.
         images: shape (rows, height, width, channels), 1 or 3 channels, pixels in [0, 1].
-        columns: images in a line; by default the grid is about square.
+        columns: images in a row of the grid; by default the grid is about square.
         title: title of the figure.
 
     Raises:
@@ -154,7 +154,7 @@ def image_grid(path: Path_, images: Any, *, columns: int | None = None, title: s
 
 
 def interpolation_grid(path: Path_, images: Any, *, title: str = "") -> None:
-    """Rows of images, each row the way from one latent to another.
+    """Draw rows of images; each row leads from one latent to another.
 
     Args:
         path: the PNG to write.
@@ -173,12 +173,12 @@ def interpolation_grid(path: Path_, images: Any, *, title: str = "") -> None:
 
 
 def loss_curves(path: Path_, logs: Mapping[str, Path_]) -> None:
-    """Losses by epoch, one panel for each: those of a generator differ in their units.
+    """Draw the losses by epoch, each in a panel of its own, since their units may differ.
 
     Args:
         path: the PNG to write.
-        logs: the CSV file of each phase by its title; a file that does not exist (yet), or
-            has no epoch, is left out, and with none left no picture is written.
+        logs: the CSV log of each phase by its title. A file that does not exist or has no epoch is
+            left out; if none is left, no plot is written.
     """
     curves = [
         (f"{title}: {name}", table["epoch"] + 1, values)
@@ -205,16 +205,16 @@ def likelihood_by_level(
     interval: tuple[Any, Any] | None = None,
     trials: Any = None,
 ) -> None:
-    """Mean log-likelihoods by noise level, with the level that was chosen.
+    """Draw mean log-likelihoods by noise level, and mark the chosen level.
 
     Args:
         path: the PNG to write.
         sigmas: noise levels, shape (levels,).
-        curves: of each set of rows, by its name, the mean in nats at each level, shape (levels,).
+        curves: by the name of each set of rows, its mean in nats at each level, shape (levels,).
         chosen: the level to mark.
-        interval: lower and upper ends around the last curve, (levels,) each.
-        trials: densities trained for one sigma each: rows of sigma, log-likelihood and half the
-            width of its interval, (trials, 3).
+        interval: lower and upper ends of the interval around the last curve, (levels,) each.
+        trials: for densities that were each trained for one sigma: sigma, log-likelihood and half
+            the width of its interval, shape (trials, 3).
     """
     figure = _figure(5.5, 3.6)
     axis = figure.subplots()
@@ -232,13 +232,13 @@ def likelihood_by_level(
 
 
 def histograms(path: Path_, values: Mapping[str, Any], label: str) -> None:
-    """Histograms of one quantity of several sets of rows, on common bins, as densities.
+    """Draw histograms of one quantity for several sets of rows, with common bins, as densities.
 
     Args:
         path: the PNG to write.
-        values: of each set, by its name, finite numbers, shape (rows,); the lowest hundredth of
-            all sets is drawn in the first bin, so that one outlier does not squeeze the others.
-        label: of the axis.
+        values: by the name of each set, finite numbers of shape (rows,). The lowest percent of all
+            values is drawn in the first bin, so that an outlier does not stretch the axis.
+        label: the label of the axis.
     """
     rows = {name: np.asarray(v, np.float64) for name, v in values.items()}
     everything = np.concatenate(list(rows.values()))
@@ -247,15 +247,15 @@ def histograms(path: Path_, values: Mapping[str, Any], label: str) -> None:
     figure = _figure(5.5, 3.6)
     axis = figure.subplots()
     for name, v in rows.items():
-        counted = np.maximum(v, low)
-        axis.hist(counted, edges, density=True, alpha=0.5, label=f"{name}, {len(v)} rows")
+        clipped = np.maximum(v, low)
+        axis.hist(clipped, edges, density=True, alpha=0.5, label=f"{name}, {len(v)} rows")
     axis.set(xlabel=f"{label} (first bin: all below)", ylabel="share of rows per unit")
     axis.legend()
     _save(figure, path)
 
 
 def read_log(path: Path_) -> dict[str, np.ndarray]:
-    """The columns of a CSV log of numbers by name; {} without a file or rows."""
+    """Return the columns of a CSV log of numbers by name; {} without a file or rows."""
     path = Path(path)
     if not path.exists():
         return {}
@@ -265,7 +265,7 @@ def read_log(path: Path_) -> dict[str, np.ndarray]:
 
 
 def _histogram(rows: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Density of 2-D points in the squares between ``edges``; rows along the second coordinate."""
+    """Return the density of 2-D points in a grid; the first index follows the second coordinate."""
     counts = np.histogram2d(rows[:, 1], rows[:, 0], bins=[edges, edges])[0]
     return counts / (max(len(rows), 1) * (edges[1] - edges[0]) ** 2)
 
@@ -275,7 +275,7 @@ def _columns(count: int) -> int:
 
 
 def _tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """One image (height, width, channels) of all ``images``, with white between them."""
+    """Return one image (height, width, channels) of all ``images``, with white lines between."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise ValueError(
             "`images` must have shape (rows, height, width, channels) with 1 or 3 channels, "

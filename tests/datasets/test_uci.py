@@ -263,7 +263,7 @@ OUTLIER = "-999 " * 50
         ("hepmass", [lines("# label,f0", "1,2"), lines("# label", "1")], "got 1 for 2"),
         ("hepmass", hepmass("0,2"), "too few rows to split: 0"),
         ("hepmass", hepmass("1,2", test="0,2"), "events of class 1, got none"),
-        ("hepmass", hepmass("1,2"), "keeps no column"),
+        ("hepmass", hepmass("1,2"), "has no usable column: in each, the smallest value occurs"),
         ("hepmass", hepmass("1,"), "Column 'f0' .* in 20 of 20"),
         ("hepmass", [b"\x1f\x8b\x08", ""], "1000_train.csv' cannot be read"),
         ("miniboone", ["1 2 3\n4\n"], "two counts.* got a first line of '1 2 3'"),

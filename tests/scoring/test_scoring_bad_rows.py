@@ -7,7 +7,7 @@ import tensorflow as tf
 from scored import example, frame, read, rejects, truth, write
 
 from tfdde import scoring
-from tfdde.datasets.readers import blocks, tfrecords
+from tfdde.datasets.readers import blocks
 
 BAD_CSV = {
     "1,2": "line must have 3 fields, got 2",
@@ -84,17 +84,6 @@ def test_a_file_of_bad_lines_only(exact, tmp_path):
         assert (bad, len(read(out))) == (3, 0)
         assert rejects(out) == dict.fromkeys(range(3), BAD_CSV[line])
         out.unlink()
-
-
-@pytest.mark.parametrize("neighbour", ["1", "x", "", "1e400"])
-def test_a_value_is_read_alike_whatever_its_neighbours(neighbour):
-    texts = ["1.5", " +2 ", "-3e-2", ".5", "7.", "0x10", "1_0", "nan", "Infinity", "", "1e-46"]
-    table = blocks.pa.table({"a": [neighbour, *texts]})
-    values, reasons = blocks.numbers(table, ["a"])
-    expected = [1.5, 2.0, np.float32(-0.03), 0.5, 7.0]
-    np.testing.assert_array_equal(values[1:6, 0], expected)
-    assert values[-1, 0] == 0
-    assert [r is None for r in reasons[1:]] == [True] * 5 + [False] * 5 + [True]
 
 
 def test_bad_values_of_parquet_are_rejected(exact, tmp_path):
@@ -190,26 +179,3 @@ def test_a_corrupt_length_ends_a_file_but_not_the_folder(exact, tmp_path):
     np.testing.assert_allclose(
         got["log_density"], truth(pd.concat([tables[0][:20], tables[1]])), atol=2e-5
     )
-
-
-def test_checksum_is_crc_32c():
-    # The check value of CRC-32C is that of the digits 1 to 9: e3069283.
-    crc = 0xE3069283
-    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-    assert tfrecords.masked_crc(b"123456789") == masked
-
-
-@pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.tfrecord"])
-def test_blocks_do_not_stay_in_memory(tmp_path, small_blocks, name):
-    """Of arrow; a file of many blocks takes no more of it than one of few."""
-    most = []
-    for rows in (1_000, 10_000):
-        source = blocks.Source(write(tmp_path / name, frame(rows)), None, None, ["id"], 3)
-        before, used = blocks.pa.total_allocated_bytes(), [0]
-        count = 0
-        for block in source:
-            count += len(block)
-            used.append(blocks.pa.total_allocated_bytes() - before)
-        assert count == rows
-        most.append(max(used))
-    assert most[1] < 1.5 * most[0] + 20_000

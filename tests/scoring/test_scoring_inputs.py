@@ -15,8 +15,6 @@ from scored import Gaussian, example, frame, read, rejects, truth, write
 
 from tfdde import scoring
 from tfdde.datasets import read_table
-from tfdde.datasets.file_batches import stream_files
-from tfdde.datasets.readers.blocks import Source, common_type
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,22 +71,6 @@ def test_decimal_commas_are_exact_and_points_are_no_numbers(score, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("delimiter", "name"), [(";", "a semicolon"), ("\t", "a tab")])
-def test_another_delimiter_is_named_at_once(tmp_path, delimiter, name):
-    path = tmp_path / "in.csv"
-    path.write_text(f"a{delimiter}b\n1{delimiter}2\n3{delimiter}5\n")
-    for call in (
-        lambda: read_table(path),
-        lambda: stream_files(path, 2, seed=0),
-        lambda: Source(path, None, None, [], None),
-    ):
-        with pytest.raises(ValueError) as caught:
-            call()
-        assert f"has {name}: read it with delimiter={delimiter!r}" in str(caught.value)
-    assert read_table(path, delimiter=delimiter)[1] == ("a", "b")
-    assert stream_files(path, 2, seed=0, delimiter=delimiter).element_spec.shape == (2, 2)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -120,18 +102,6 @@ def test_a_row_of_numbers_is_no_header(score, tmp_path):
     got = score(path, columns=["b", "2020", "2019"])
     expected = truth(pd.DataFrame({"a": [6], "b": [5], "c": [4]}))
     np.testing.assert_allclose(got["log_density"], expected, atol=2e-5)
-
-
-def test_blank_lines_of_a_single_column_are_missing_values(tmp_path):
-    path = tmp_path / "in.csv"
-    path.write_text("a\n1\n\n3\r\n\r\n5\n")
-    (block,) = Source(path, None, None, [], None)
-    assert block.rows.tolist() == [0, 1, 2, 3, 4]
-    assert block.values[[0, 2, 4], 0].tolist() == [1, 3, 5]
-    missing = "column 'a' is missing"
-    assert block.reasons == [None, missing, None, missing, None]
-    with pytest.raises(ValueError, match="in 2 of 5 rows, the first at row 1"):
-        read_table(path)
 
 
 def test_folders_are_read_to_all_depths(score, tmp_path, capsys):
@@ -197,14 +167,6 @@ def test_types_of_kept_columns_are_those_of_all_files(exact, tmp_path):
     with pytest.raises(ValueError, match=r"'id' is .* in '.*' and double in '.*3\.parquet'"):
         scoring.score_file(exact / "normalized", tmp_path / "in", out, list("abc"), keep=["id"])
     assert [p.name for p in tmp_path.glob("out*")] == ["out.parquet.json"]  # of the first call
-
-
-def test_common_types_hold_every_value():
-    assert common_type([pa.string(), pa.dictionary(pa.int8(), pa.string())]) == pa.string()
-    assert common_type([pa.float32(), pa.float64()]) == pa.float64()
-    assert common_type([pa.null(), pa.null()]) == pa.null()
-    for kinds in ([pa.int64(), pa.float64()], [pa.int8(), pa.uint8()], [pa.string(), pa.int8()]):
-        assert common_type(kinds) is None
 
 
 def test_float64_is_not_rounded_in_tfrecord(exact, tmp_path):

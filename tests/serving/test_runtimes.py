@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 import tfdde
 from tfdde import networks, serving
@@ -217,6 +219,43 @@ def test_openvino_reads_the_density_of_a_file_without_a_generator(models, expect
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(lite, "CPU", exact)
     assert_close(model(X)[0], expected("log_density", x=X))
+
+
+def test_threads_get_the_values_of_a_single_one(artifacts):
+    """16 threads share a SavedModel; each has an interpreter of its own for the TFLite file."""
+    loaded = tf.saved_model.load(str(artifacts[0]))
+    local = threading.local()
+
+    def saved(name, inputs):
+        inputs = {key: tf.constant(value) for key, value in inputs.items()}
+        return next(iter(loaded.signatures[name](**inputs).values())).numpy()
+
+    def lite(name, inputs):
+        if not hasattr(local, "interpreter"):
+            local.interpreter = Interpreter(model_path=str(artifacts[1]))
+        if name == "sample":
+            inputs = {"num": inputs["num"], "seed": np.int32(inputs["seed"])}
+        return next(iter(local.interpreter.get_signature_runner(name)(**inputs).values()))
+
+    rng = np.random.default_rng(0)
+    calls = []
+    for i in range(320):
+        rows = int(rng.integers(1, 40))
+        x, z = rng.normal(size=(2, rows, 3)).astype(np.float32)
+        calls.append(
+            [
+                ("log_density", {"x": x[:, :2]}),
+                ("score", {"x": x[:, :2]}),
+                ("decode", {"z": z}),
+                ("sample", {"num": np.int32(rows), "seed": np.int64(i)}),
+            ][i % 4]
+        )
+    for run_signature in (saved, lite):
+        alone = [run_signature(*call) for call in calls]
+        with ThreadPoolExecutor(16) as threads:
+            together = list(threads.map(lambda call: run_signature(*call), calls))  # noqa: B023
+        for got, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 @contextlib.contextmanager

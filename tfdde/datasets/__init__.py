@@ -1,4 +1,4 @@
-"""Data: 2-D toys with exact densities, images, tables, and resumable batches."""
+"""Data sets and batches: 2-D toys with exact densities, images, tables, files of any size."""
 
 from tfdde.datasets.batches import epoch_batches, stream
 from tfdde.datasets.images import (

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, from IDX files or tensorflow-datasets."""
+"""MNIST, Fashion-MNIST and data sets made of them, from IDX files or tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _FILES = {
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
-_HOST = "storage.googleapis.com"  # where tensorflow-datasets downloads both from
+_HOST = "storage.googleapis.com"  # tensorflow-datasets downloads both from here
 _PROBE_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images as float32 (n, rows, columns, channels) in [0, 1], labels as int64 (n,)."""
+    """Images, float32 (n, rows, columns, channels) in [0, 1], and their labels, int64 (n,)."""
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -42,11 +42,12 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     """Read a file of unsigned bytes in LeCun's IDX format, plain or gzip.
 
     Returns:
-        uint8 array of the shape that the header states.
+        uint8 array of the shape that the header gives.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not IDX, not of bytes, or shorter or longer than its header says.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not in the IDX format, does not hold bytes, or is shorter or longer
+            than its header says.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,7 +59,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
             magic = f.read(4)
             if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != 8 or not 1 <= magic[3] <= 4:
                 raise ValueError(
-                    f"{str(path)!r} is no IDX file of unsigned bytes: expected a header "
+                    f"{str(path)!r} is not an IDX file of unsigned bytes: expected a header "
                     f"00 00 08 followed by 1 to 4 dimensions, got {magic.hex(' ') or 'nothing'}."
                 )
             header = f.read(4 * magic[3])
@@ -66,7 +67,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
                 raise ValueError(f"{str(path)!r} ends within its header of {magic[3]} dimensions.")
             shape = struct.unpack(f">{magic[3]}I", header)
             expected = math.prod(shape)
-            # In pieces: a lying header must not make us allocate what it claims.
+            # Read in pieces, so that a wrong header does not allocate the size that it claims.
             pieces, found = [], 0
             while found <= expected and (piece := f.read(min(1 << 24, expected + 1 - found))):
                 pieces.append(piece)
@@ -83,6 +84,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
 
 
 def _scaled(parts: dict[str, np.ndarray]) -> ImageData:
+    """Scale images of bytes to [0, 1] and check that they fit their labels."""
     for split in ("train", "test"):
         images, labels = parts[f"x_{split}"], parts[f"y_{split}"]
         if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels):
@@ -99,7 +101,7 @@ def _scaled(parts: dict[str, np.ndarray]) -> ImageData:
 
 
 def _find(folder: Path, name: str) -> dict[str, Path] | None:
-    """The four IDX files in ``folder`` or ``folder/name``, or None."""
+    """Return the four IDX files in ``folder`` or ``folder/name``; None if one is missing."""
     for place in (folder, folder / name):
         found = {
             part: path
@@ -113,6 +115,7 @@ def _find(folder: Path, name: str) -> dict[str, Path] | None:
 
 
 def _from_tfds(name: str) -> ImageData:
+    """Load a data set by tensorflow-datasets, which downloads it if need be."""
     where = (
         f"Put the four original IDX files in a folder and give it as `data_dir` (--data-dir) or "
         f"in the environment variable {DATA_DIR_VARIABLE}"
@@ -126,7 +129,7 @@ def _from_tfds(name: str) -> ImageData:
         ) from None
     builder = tfds.builder(name)
     if not builder.data_path.exists():
-        # tensorflow-datasets retries an unreachable host for minutes: knock first.
+        # tensorflow-datasets retries an unreachable host for minutes, so test the connection first.
         try:
             socket.create_connection((_HOST, 443), timeout=_PROBE_SECONDS).close()
         except OSError as error:
@@ -148,7 +151,7 @@ def _load(name: str, data_dir: str | os.PathLike | None) -> ImageData:
         paths = _find(Path(folder), name)
         if paths is not None:
             return _scaled({part: read_idx(path) for part, path in paths.items()})
-        # An explicit folder without the files is a mistake; the variable may serve other sets.
+        # An explicit folder without the files is an error; the variable may be for other data.
         if data_dir is not None:
             raise FileNotFoundError(
                 f"`data_dir` must hold the files {', '.join(_FILES.values())} (or .gz), itself or "
@@ -158,11 +161,11 @@ def _load(name: str, data_dir: str | os.PathLike | None) -> ImageData:
 
 
 def load_mnist(data_dir: str | os.PathLike | None = None) -> ImageData:
-    """MNIST: 60,000 training and 10,000 test digits, 28 x 28.
+    """Load MNIST: 60,000 training and 10,000 test digits, 28 x 28 pixels.
 
-    Taken from the IDX files in ``data_dir``, else in the folder that the environment
-    variable TFDDE_DATA_DIR names (each may have a folder ``mnist``), else from
-    tensorflow-datasets, which downloads them if need be.
+    The IDX files are looked for in ``data_dir`` or else in the folder that the environment variable
+    TFDDE_DATA_DIR names, and there also in a folder ``mnist``. Without them,
+    tensorflow-datasets is used, which downloads the data if need be.
 
     Args:
         data_dir: folder with the four original files, plain or gzip.
@@ -171,30 +174,34 @@ def load_mnist(data_dir: str | os.PathLike | None = None) -> ImageData:
         ``ImageData``: pixels in [0, 1].
 
     Raises:
-        FileNotFoundError: no data to be had; says within seconds what to do.
+        FileNotFoundError: there are no data; the message, which comes within seconds, says what to
+            do.
         ValueError: a file is damaged.
     """
     return _load("mnist", data_dir)
 
 
 def load_fashion_mnist(data_dir: str | os.PathLike | None = None) -> ImageData:
-    """Fashion-MNIST: 60,000 training and 10,000 test pictures of clothes, 28 x 28.
+    """Load Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28 x 28 pixels.
 
-    Sources, arguments and errors are those of ``load_mnist``; the folder is ``fashion_mnist``.
+    Sources, arguments and errors are those of ``load_mnist``; the inner folder is
+    ``fashion_mnist``.
     """
     return _load("fashion_mnist", data_dir)
 
 
 def load_stacked_mnist(data_dir: str | os.PathLike | None = None, seed: int = 0) -> ImageData:
-    """Three digits of MNIST drawn at random as red, green and blue: 1,000 classes.
+    """Load stacked MNIST: three random digits as red, green and blue, which makes 1,000 classes.
+
+    Errors are those of ``load_mnist``.
 
     Args:
-        data_dir: as for ``load_mnist``, whose errors these are.
+        data_dir: as for ``load_mnist``.
         seed: fixes which digits are stacked.
 
     Returns:
-        As many images as MNIST has, float32 (n, 28, 28, 3) in [0, 1], each digit three times;
-        labels 100 red + 10 green + blue.
+        As many images as MNIST has, float32 (n, 28, 28, 3) in [0, 1]; each digit is used once in
+        each colour. The label is 100 red + 10 green + blue.
     """
     rng = np.random.default_rng(check_integer(seed, "seed", minimum=0))
     data = load_mnist(data_dir)
@@ -211,18 +218,20 @@ def load_stacked_mnist(data_dir: str | os.PathLike | None = None, seed: int = 0)
 def load_mnist_components(
     components: int = 43, data_dir: str | os.PathLike | None = None, seed: int = 0
 ) -> Table:
-    """The leading principal components of MNIST, a table of the size of MINIBOONE.
+    """Load the leading principal components of MNIST: by default 43 columns, as MINIBOONE has.
 
-    Pixels are dequantised, (255 x + u) / 256 with u uniform in [0, 1); axes come from the training
-    rows, and one factor scales their mean variance to 1.
+    Pixels are dequantised: (255 x + u) / 256 with u uniform in [0, 1). The axes are those of the
+    training rows, and one factor scales the mean variance to 1. Errors are those of
+    ``load_mnist``.
 
     Args:
-        components: how many, up to 784.
-        data_dir: as for ``load_mnist``, whose errors these are.
+        components: the number of components, up to 784.
+        data_dir: as for ``load_mnist``.
         seed: fixes the noise and the split.
 
     Returns:
-        55,000, 5,000 and 10,000 rows; the last are the test images.
+        A table of 55,000 training, 5,000 validation and 10,000 test rows; the last are the test
+        images.
     """
     rng = np.random.default_rng(check_integer(seed, "seed", minimum=0))
     data = load_mnist(data_dir)

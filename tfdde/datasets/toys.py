@@ -1,9 +1,9 @@
-"""2-D toys with the exact density of their blurred versions.
+"""Two-dimensional toy data with the exact log-density after noise was added.
 
-Eight Gaussians, checkerboard, two spirals and rings are as FFJORD and BNAF define them; a grid of
-25 and a wide ring of eight narrow Gaussians are what GANs are tried on for lost modes.
+Eight Gaussians, checkerboard, two spirals and rings are defined as for FFJORD and BNAF. A grid of
+25 narrow Gaussians and a wide ring of eight test whether a generator loses modes.
 
-For data x ~ p and sigma >= 0 every ``log_density`` here is that of p * N(0, sigma**2 I).
+For data x ~ p and a noise level sigma >= 0, ``toy_log_density`` is that of p * N(0, sigma**2 I).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _GAUSSIANS = {
 
 
 def check_toy(name: Any) -> str:
-    """Return the toy's canonical name, or raise ValueError with the choices."""
+    """Return the usual name of a toy, or raise ValueError with the choices."""
     canonical = _ALIASES.get(name, name)
     if canonical not in TOYS:
         near = difflib.get_close_matches(str(name), [*TOYS, *_ALIASES], n=1)
@@ -59,25 +59,29 @@ def check_toy(name: Any) -> str:
 
 
 def toy_modes(name: str) -> np.ndarray:
-    """Centres of the modes, float64 (modes, 2): of the Gaussians or the squares."""
+    """Return the centres of the modes, Gaussians or squares: float64 (modes, 2).
+
+    Raises:
+        ValueError: the toy consists of curves.
+    """
     name = check_toy(name)
     if name in _GAUSSIANS:
         return np.array(_GAUSSIANS[name][0], float)
     if name == "checkerboard":
         return _SQUARES + 1.0
-    raise ValueError(f"`name` must be a toy with modes, got {name!r}, which is one curve or more.")
+    raise ValueError(f"`name` must be a toy with modes, got {name!r}, which consists of curves.")
 
 
 def toy_scale(name: str) -> float:
-    """Half the side of a square about the origin that holds all but the toy's faintest tails."""
+    """Return half the side of a square around the origin that holds almost all of the toy."""
     return 10.5 if check_toy(name) == "distant_gaussians" else 4.5
 
 
 def toy_std(name: str) -> float:
-    """Standard deviation of the modes of a toy of Gaussians.
+    """Return the standard deviation of the modes of a toy that consists of Gaussians.
 
     Raises:
-        ValueError: another toy.
+        ValueError: the toy does not consist of Gaussians.
     """
     if check_toy(name) not in _GAUSSIANS:
         raise ValueError(f"`name` must be a toy of Gaussians, got {name!r}.")
@@ -85,15 +89,24 @@ def toy_std(name: str) -> float:
 
 
 def sample_toy(name: str, n: int, seed: int) -> np.ndarray:
-    """``n`` samples of a toy: float32, shape (n, 2).
+    """Draw samples of a toy.
 
     Args:
-        name: one of ``TOYS`` (``8gaussians`` and ``2spirals`` are understood too).
+        name: one of ``TOYS``; ``8gaussians`` and ``2spirals`` are other names of two of them.
         n: number of samples.
         seed: seed of ``np.random.default_rng``.
 
+    Returns:
+        The samples, float32 (n, 2).
+
     Raises:
-        ValueError: unknown name.
+        ValueError: the name is unknown.
+
+    Example:
+        >>> from tfdde import datasets
+        >>> samples = datasets.sample_toy("checkerboard", 1000, seed=0)
+        >>> samples.shape, bool(datasets.inside_checkerboard(samples).all())
+        ((1000, 2), True)
     """
     name = check_toy(name)
     rng = np.random.default_rng(seed)
@@ -119,16 +132,16 @@ def sample_toy(name: str, n: int, seed: int) -> np.ndarray:
 
 
 def inside_checkerboard(x: np.ndarray) -> np.ndarray:
-    """Whether each point lies in one of the eight squares: bool, shape (n,)."""
+    """Return for each point whether it lies in one of the eight squares: bool (n,)."""
     square = np.floor(np.asarray(x, float) / 2).astype(int)
     in_board = (np.abs(x) <= 4).all(axis=-1)
     return in_board & (square.sum(axis=-1) % 2 == 0)
 
 
 def _log_box(x: np.ndarray, low: Any, high: Any, std: float) -> np.ndarray:
-    """Log-density of U(low, high) + N(0, std**2), accurate far into the tails."""
+    """Return the log-density of U(low, high) + N(0, std**2), accurate far into the tails."""
     upper, lower = (high - x) / std, (low - x) / std
-    flip = lower > 0  # the difference of two CDFs near 1 loses all digits: mirror it
+    flip = lower > 0  # a difference of two CDFs near 1 loses its digits: mirror it to the left tail
     upper, lower = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
     a, b = log_ndtr(upper), log_ndtr(lower)
     return a + np.log1p(-np.exp(b - a)) - np.log(high - low)
@@ -152,9 +165,9 @@ def _log_density_rings(x: np.ndarray, sigma: float) -> np.ndarray:
 
 def _log_density_spirals(x: np.ndarray, sigma: float) -> np.ndarray:
     std = math.sqrt(_SPIRAL_STD**2 + sigma**2)
-    # Uniform u = (angle / turn)**2 by Gauss-Legendre in the angle: du = 2 angle d(angle) / turn**2.
-    # At the outer end the integrand is a bump of width std / 3.1 in the angle, which the nodes
-    # resolve to 1e-6 or better.
+    # (angle / turn)**2 is uniform in [0, 1]. The integral over it is taken over the angle, by
+    # Gauss-Legendre quadrature with the weight 2 angle / turn**2. At the outer end the integrand is
+    # a bump of width std / 3.1 in the angle, which so many nodes resolve to 1e-6 or better.
     nodes, weights = np.polynomial.legendre.leggauss(max(64, math.ceil(40 / std)))
     angle = (nodes + 1) / 2 * _SPIRAL_TURN
     weights = weights * angle / _SPIRAL_TURN
@@ -174,8 +187,8 @@ def _log_density_spirals(x: np.ndarray, sigma: float) -> np.ndarray:
     out = np.empty(len(x))
     for i in range(0, len(x), 4096):
         y = x[i : i + 4096]
-        density = (integral(y) + integral(-y)) / 2  # the second arm is the first turned by pi
-        tiny = density < 1e-250  # underflow: slowly, in logarithms
+        density = (integral(y) + integral(-y)) / 2  # the second arm is the first, turned by pi
+        tiny = density < 1e-250  # near underflow the slower integral of logarithms is used
         density[tiny] = 1.0
         out[i : i + 4096] = np.log(density)
         tails = np.logaddexp(log_integral(y[tiny]), log_integral(-y[tiny])) - math.log(2)
@@ -184,22 +197,28 @@ def _log_density_spirals(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def toy_log_density(name: str, x: Any, sigma: float) -> np.ndarray:
-    """Exact log-density of the toy blurred by N(0, sigma**2 I).
+    """Return the exact log-density of a toy plus noise N(0, sigma**2 I).
 
-    Closed form for the Gaussians (mixtures, of larger variance), the checkerboard (differences of
-    error functions) and the rings (Bessel functions); the spirals are integrated along the curve
-    by quadrature.
+    It is in closed form for the Gaussians (mixtures with a larger variance), the checkerboard
+    (differences of error functions) and the rings (Bessel functions). For the spirals it is an
+    integral along the curve, by quadrature.
 
     Args:
         name: as in ``sample_toy``.
         x: points, shape (n, 2).
-        sigma: noise level >= 0; 0 is the data's own density.
+        sigma: noise level >= 0; 0 for the density of the data.
 
     Returns:
-        float64, shape (n,), in nats; -inf where the checkerboard at sigma = 0 has no mass.
+        Log-densities in nats, float64 (n,); -inf outside the checkerboard if sigma is 0.
 
     Raises:
-        ValueError: unknown name, wrong shape, ``sigma`` < 0.
+        ValueError: the name is unknown, the shape is wrong, or ``sigma`` is negative.
+
+    Example:
+        >>> from tfdde import datasets
+        >>> points = np.array([[1.0, 1.0], [1.0, 3.0]])  # inside a square, and outside
+        >>> datasets.toy_log_density("checkerboard", points, sigma=0.2).round(3).tolist()
+        [-3.466, -15.39...]
     """
     name = check_toy(name)
     x = np.asarray(x, np.float64)

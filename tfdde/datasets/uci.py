@@ -1,9 +1,9 @@
-"""The UCI benchmark of density estimation, from the original files, prepared as for MAF.
+"""The UCI data sets of density estimation, prepared from the original files as for MAF.
 
-The rules are those of Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow for
-Density Estimation" (2017), appendix D, and of the code published with it (gpapamak/maf). That
-code starts from files its authors had prepared, and they kept no exact record of this first
-step (its issue 10). Each loader says what is therefore not confirmed, and what is done instead.
+The rules are those of Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow for Density
+Estimation" (2017), appendix D, and of the code published with it (gpapamak/maf). That code reads
+files that its authors had prepared in an earlier step, of which they kept no exact record (issue 10
+of that repository). So each loader says which details are not confirmed and what it does instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfdde.datasets.tables import Table, check_choice, check_finite, check_varyi
 
 
 class Sizes(NamedTuple):
-    """Rows of the three parts, and columns."""
+    """The numbers of rows of the three parts, and of columns."""
 
     train: int
     validation: int
@@ -50,7 +50,7 @@ _SOURCES = {
     "hepmass": ("HEPMASS", ("1000_train.csv", "1000_test.csv")),
     "miniboone": ("MiniBooNE particle identification", ("MiniBooNE_PID.txt",)),
 }
-_SEED = 42  # MAF's for power
+_SEED = 42  # the seed of MAF's code for power
 _POWER_MEASURES = (
     "Global_active_power",
     "Global_reactive_power",
@@ -67,34 +67,35 @@ _Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _find(name: str, folder: str | os.PathLike | None) -> list[Path]:
+    """Return the original files of a data set, or raise FileNotFoundError saying what to do."""
     title, files = _SOURCES[name]
     where = (
         f"get it from the data set {title!r} of the UCI Machine Learning Repository "
         "(archive.ics.uci.edu)"
     )
-    given = folder if folder is not None else os.environ.get(DATA_DIR_VARIABLE)
-    if not given:
+    root = folder if folder is not None else os.environ.get(DATA_DIR_VARIABLE)
+    if not root:
         raise FileNotFoundError(
-            f"No {name} data, which are the file {' and '.join(files)}: {where} and give its "
+            f"There is no file {' and '.join(files)} of the {name} data: {where} and give its "
             f"folder as `folder` or in the environment variable {DATA_DIR_VARIABLE}."
         )
     argument = "`folder`" if folder is not None else DATA_DIR_VARIABLE
     paths = []
     for file in files:
-        places = [Path(given) / inner / file for inner in (".", name)]
+        places = [Path(root) / inner / file for inner in (".", name)]
         places += [place.with_name(f"{file}.gz") for place in places]
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise FileNotFoundError(
                 f"{argument} must hold the file {file} (or .gz), itself or in its folder {name!r}, "
-                f"got {str(given)!r}, which does not; {where}."
+                f"got {str(root)!r}, which does not; {where}."
             )
         paths.append(found)
     return paths
 
 
 def _head(path: Path, lines: int) -> list[str]:
-    """The first lines, stripped."""
+    """Return the first lines of a file, stripped."""
     opener = gzip.open if path.suffix == ".gz" else open
     with reading(path), opener(path, "rt", encoding="utf-8") as f:
         head = [line.strip() for line in islice(f, lines)]
@@ -104,7 +105,7 @@ def _head(path: Path, lines: int) -> list[str]:
 
 
 def _last_tenth(x: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``x`` without its last tenth, and that tenth."""
+    """Return ``x`` without its last tenth, and its last tenth."""
     count = int(0.1 * len(x))
     if count == 0:
         raise ValueError(f"{str(path)!r} has too few rows to split: {len(x)} where 10 are needed.")
@@ -114,8 +115,12 @@ def _last_tenth(x: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _standardise(
     parts: _Parts, reference: np.ndarray, columns: list[str], path: Path, ddof: int
 ) -> _Parts:
+    """Shift and scale all parts so that ``reference`` has mean 0 and standard deviation 1."""
     if not columns:
-        raise ValueError(f"{str(path)!r} keeps no column: in each, the smallest value recurs.")
+        raise ValueError(
+            f"{str(path)!r} has no usable column: in each, the smallest value occurs more than "
+            f"{_REPEATS} times."
+        )
     check_varying(reference, columns, path)
     mean, std = reference.mean(axis=0), reference.std(axis=0, ddof=ddof)
     train, validation, test = (((part - mean) / std).astype(np.float32) for part in parts)
@@ -123,21 +128,25 @@ def _standardise(
 
 
 def _split_twice(x: np.ndarray, columns: list[str], path: Path) -> _Parts:
-    """Test, then validation from the end; standardised by the mean and std of all but test."""
+    """Split off the last tenth for test and a tenth of the rest for validation; standardise.
+
+    Mean and standard deviation are those of the rows before the test rows.
+    """
     rest, test = _last_tenth(x, path)
     train, validation = _last_tenth(rest, path)
     return _standardise((train, validation, test), rest, columns, path, ddof=0)
 
 
 def _without_recurring(x: np.ndarray) -> np.ndarray:
-    """Numbers of the columns whose smallest value occurs 5 times at most.
+    """Return the positions of the columns whose smallest value occurs at most 5 times.
 
-    MAF's code calls this the largest count of any value, but takes that of the smallest value.
+    MAF's code calls this the largest count of any value, but counts the smallest value.
     """
     return np.flatnonzero((x == x.min(axis=0)).sum(axis=0) <= _REPEATS)
 
 
 def _minutes(clock: str, path: Path) -> int:
+    """Return the minute of the day of a time hh:mm:ss."""
     try:
         hours, minutes, _ = map(int, clock.split(":"))
     except ValueError:
@@ -148,14 +157,14 @@ def _minutes(clock: str, path: Path) -> int:
 
 
 def _power(path: Path) -> tuple[_Parts, list[str]]:
-    """Household power: 6 columns of 9, rows with a missing value dropped.
+    """Prepare the household power data: 6 of 9 columns, without rows that have a missing value.
 
-    The rows are shuffled with ``RandomState(42)``, then noise is added that is uniform in
-    [0, 0.01) to the voltage, [0, 0.001) to the active power, [0, 1) to the sub-meterings, in
-    MAF's order of draws. Time is the minute of the day; the paper adds uniform noise to it too.
+    The rows are shuffled with ``RandomState(42)``. Then uniform noise is added, in MAF's order of
+    draws: in [0, 0.01) to the voltage, [0, 0.001) to the active power, [0, 1) to the sub-meterings.
+    Time is the minute of the day; the paper adds uniform noise to it, too.
 
-    Not confirmed: MAF's code adds no noise to the time, so its prepared file must have it; here
-    it is drawn last, in [0, 1). Nor whether that file keeps the order of the original's rows.
+    Not confirmed: MAF's code adds no noise to the time, so its prepared file must hold it; here it
+    is drawn last, in [0, 1). Also not confirmed is that the file has the original order of rows.
     """
     pd = import_pandas()
     header = _head(path, 2)[0].split(";")
@@ -188,15 +197,15 @@ def _power(path: Path) -> tuple[_Parts, list[str]]:
 
 
 def _gas(path: Path) -> tuple[_Parts, list[str]]:
-    """Gas sensors under ethylene and CO: 8 sensors of 16, a quarter of the rows.
+    """Prepare the gas sensors under ethylene and CO: 8 of 16 sensors, a quarter of the rows.
 
-    Time and the two concentrations are dropped. As long as any two sensors correlate above
-    0.98, the first of those that do is dropped. Standardised by the mean and std (n - 1) of
-    all rows, the test's included, as in MAF's code.
+    Time and the two concentrations are dropped. While two sensors have a correlation above 0.98,
+    the first such sensor is dropped. Rows are standardised by the mean and standard deviation
+    (n - 1) of all rows including those of the test, as in MAF's code.
 
-    Not confirmed: the published sizes are those of a quarter of the original's 4,208,261 rows,
-    and MAF's code has a commented-out ``sample(frac=0.25)`` without a seed. Here the quarter is
-    the head of a permutation by ``RandomState(42)``: as many rows as MAF's, but not the same.
+    Not confirmed: the published sizes are those of a quarter of the original 4,208,261 rows, and
+    MAF's code has a commented-out ``sample(frac=0.25)`` without a seed. Here the quarter is the
+    beginning of a permutation by ``RandomState(42)``: as many rows as MAF has, but other ones.
     """
     pd = import_pandas()
     width = len(_head(path, 2)[1].split())
@@ -226,7 +235,7 @@ def _gas(path: Path) -> tuple[_Parts, list[str]]:
 
 
 def _signal(path: Path, width: int, limit: int) -> np.ndarray:
-    """The first ``limit`` events of class 1: float64 (rows, width - 1)."""
+    """Return the first ``limit`` events of class 1: float64 (rows, width - 1)."""
     pd = import_pandas()
     kept: list[np.ndarray] = []
     with (
@@ -249,16 +258,17 @@ def _signal(path: Path, width: int, limit: int) -> np.ndarray:
 
 
 def _hepmass(train_path: Path, test_path: Path) -> tuple[_Parts, list[str]]:
-    """HEPMASS, mass 1000: signal events only, 21 features of 27.
+    """Prepare HEPMASS with mass 1000: signal events only, 21 of 27 features.
 
-    The class and the test file's surplus last column are dropped, and the features of which
-    the smallest value occurs more than 5 times in the training file. Standardised by the mean
-    and std (n - 1) of training and validation rows. Test is the test file, validation the last
-    tenth of the training file.
+    Dropped are the class, the last column of the test file (which the training file lacks), and
+    features whose smallest value occurs more than 5 times in the training file. Rows are
+    standardised by the mean and standard deviation (n - 1) of training and validation rows. The
+    test rows are those of the test file; the validation rows are the last tenth of the training
+    file.
 
-    Not confirmed: MAF's code speaks of "the first 10 percent of the dataset" and reads files
-    already cut. Here these are the first 350,136 and 174,987 signal events, as many as
-    published: of 7 and 3.5 million events, half of them signal, that is a tenth.
+    Not confirmed: MAF's code mentions "the first 10 percent of the dataset" and reads files that
+    were cut before. Here these are the first 350,136 and 174,987 signal events, as many as
+    published. That is a tenth of the signal: half of the 7 and 3.5 million events are signal.
     """
     names, test_names = (
         [name.strip() for name in _head(path, 2)[0].split(",")] for path in (train_path, test_path)
@@ -283,12 +293,12 @@ def _hepmass(train_path: Path, test_path: Path) -> tuple[_Parts, list[str]]:
 
 
 def _miniboone(path: Path) -> tuple[_Parts, list[str]]:
-    """MiniBooNE: signal events only (electron neutrinos), 43 columns of 50.
+    """Prepare MiniBooNE: signal events only (electron neutrinos), 43 of 50 columns.
 
-    Outliers, with the first column below -100, are dropped (11 of 36,499), then the columns of
-    which the smallest value occurs more than 5 times. Rows stay in the order of the file.
+    Outliers, whose first column is below -100, are dropped (11 of 36,499), then columns whose
+    smallest value occurs more than 5 times. Rows stay in the order of the file.
 
-    Not confirmed: MAF's prepared file; its code keeps, as a comment, the rules applied here.
+    Not confirmed: MAF's prepared file. The rules applied here are in a comment of its code.
     """
     pd = import_pandas()
     counts, first = (line.split() for line in _head(path, 2))
@@ -323,32 +333,33 @@ _LOADERS: dict[str, Callable[..., tuple[_Parts, list[str]]]] = {
 
 
 def load_uci(name: str, folder: str | os.PathLike | None = None, check_sizes: bool = True) -> Table:
-    """One of the four UCI sets on which density estimators are compared, prepared as for MAF.
+    """Load one of the four UCI data sets of density estimation, prepared as for MAF.
 
-    Test and validation are the last tenth of the rows, and of the rest (HEPMASS has a test
-    file); each column is standardised. Not confirmed, as MAF's own input is not the original:
+    The last tenth of the rows is for test and the last tenth of the rest for validation; HEPMASS
+    has a file of test rows. Each column is standardised. MAF read files that had been prepared
+    before, so some details are not confirmed:
 
-    - power: the noise added to the time of day, and the order of rows before shuffling;
-    - gas: MAF took an unseeded random quarter of the rows, so the rows here are not the same;
+    - power: the noise added to the time of day, and the order of the rows before shuffling;
+    - gas: MAF drew a quarter of the rows without a seed, so the rows here are other ones;
     - hepmass: which tenth of the files MAF took; here it is the first signal events;
-    - hepmass, miniboone: MAF's rule against recurring values counts the smallest value only,
-      which is done here too.
+    - hepmass, miniboone: MAF's rule against recurring values counts only the smallest value; the
+      same is done here.
 
     Args:
         name: power, gas, hepmass or miniboone.
-        folder: has the original files (plain or gzip), itself or in its folder ``name``: for
-            power household_power_consumption.txt, for gas ethylene_CO.txt, for hepmass
-            1000_train.csv and 1000_test.csv, for miniboone MiniBooNE_PID.txt. If None, it is
+        folder: the folder with the original files, plain or gzip, or with a folder ``name`` that
+            has them: household_power_consumption.txt for power, ethylene_CO.txt for gas,
+            1000_train.csv and 1000_test.csv for hepmass, MiniBooNE_PID.txt for miniboone. If None,
             the folder that the environment variable TFDDE_DATA_DIR names.
-        check_sizes: whether to insist on the published sizes, ``UCI[name]``.
+        check_sizes: whether other sizes than the published ones, ``UCI[name]``, are an error.
 
     Returns:
-        ``Table``; gas needs about 1 GB of memory meanwhile.
+        The table. Loading gas takes about 1 GB of memory.
 
     Raises:
-        FileNotFoundError: a file is missing; says which, and where to get it.
+        FileNotFoundError: a file is missing; the message says which, and where to get it.
         ImportError: pandas is missing.
-        ValueError: unknown name, damaged file, or other sizes than published.
+        ValueError: the name is unknown, a file is damaged, or the sizes are not the published ones.
     """
     check_choice(name, "name", UCI)
     parts, columns = _LOADERS[name](*_find(name, folder))
@@ -357,6 +368,6 @@ def load_uci(name: str, folder: str | os.PathLike | None = None, check_sizes: bo
     if check_sizes and found != UCI[name]:
         raise ValueError(
             f"The {name} data must have the published sizes {UCI[name]}, got {found}; is this the "
-            "original file, whole? `check_sizes=False` takes others."
+            "whole original file? `check_sizes=False` accepts other sizes."
         )
     return Table(*parts, tuple(columns))
