@@ -13,6 +13,7 @@ of a classifier trained here and refused below 99 % test accuracy (Fashion-MNIST
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -68,15 +69,14 @@ def quality(images, data, classifier):
 
 
 def train_tfdde(args, more):
-    """Samples of train/mnist.py's generator."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
-    import mnist
-
+    """Samples of the generator of train/mnist.py or its like, trained in a process of its own."""
+    script = Path(__file__).parent.parent / "train" / f"{args.dataset}.py"
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"
         where = ["--data-dir", str(args.data_dir)] if args.data_dir else []
+        command = [sys.executable, script, *more, *where, "--output", folder]
         start = time.time()
-        if code := mnist.main([*more, *where, "--output", folder], dataset=args.dataset):
+        if code := subprocess.run(command).returncode:
             raise SystemExit(code)
         seconds = time.time() - start
         generator = keras.saving.load_model(f"{folder}/generator.keras", compile=False)

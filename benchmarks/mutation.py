@@ -1,6 +1,6 @@
 """Mutation testing: what share of small faults, put into a module one at a time, do its tests see?
 
-    python benchmarks/mutation.py density --mutants 30 --skip 25
+    python benchmarks/mutation.py models/dde --mutants 30 --skip 25
 
 The faults are mutmut's (comparisons, arithmetic, numbers, booleans, names of options, an argument
 dropped, a value None) and some more: a call whose value nobody uses removed, a condition negated,
@@ -29,12 +29,20 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# The tests of each module, the most specific file first: quick ones, which need no trained model.
+# The tests of each module of tfdde, the most specific file first: quick ones, which need no
+# trained model.
+PARTITION = {"partition/test_partition_parts.py": [""]}
 TESTS = {
-    "noise": {"noise": [""], "density": ["decay_trains_at_the_level_of_the_iteration"]},
-    "partition": {"partition_parts": [""]},
-    "density": {
-        "settings": [
+    "noise": {
+        "test_noise.py": [""],
+        "models/test_dde.py": ["decay_trains_at_the_level_of_the_iteration"],
+    },
+    "partition/annealed": PARTITION,
+    "partition/estimate": PARTITION,
+    "partition/importance": PARTITION,
+    "partition/ladder": PARTITION,
+    "models/dde": {
+        "models/test_settings.py": [
             "losses_of_a_density",
             "defaults",
             "a_density_comes_back_as_it_was_and_is_copied_so",
@@ -43,19 +51,19 @@ TESTS = {
             "adapting_and_conditions_are_checked",
             "adapt_takes_the_moments_of_what_each_part_sees",
         ],
-        "density": [
+        "models/test_dde.py": [
             "loss_and_gradients_are_those_of_eq_10",
             "bad_arguments",
             "bad_networks",
             "start_at_the_independent_components_of_what_the_network_sees",
         ],
-        "conditional": [
+        "models/test_conditional.py": [
             "loss_is_that_of_eq_10_at_the_rows_own_conditions",
             "training_does_not_change_what_given_returned",
         ],
     },
-    "generator": {
-        "settings": [
+    "models/generator": {
+        "models/test_settings.py": [
             "evaluation_of_a_sampler",
             "levels_of_the_updates_of_a_sampler",
             "one_step_of_all_three_networks",
@@ -65,15 +73,21 @@ TESTS = {
             "bad_settings",
             "parts_of_a_sampler_that_do_not_fit",
         ],
-        "generator": [
+        "models/test_generator.py": [
             "one_step_is_algorithm_1",
             "generator_gradient_descends_the_kl_of_gaussians",
-            "sample_decode_interpolate",
             "bad_arguments",
-            "bad_input",
             "parts_that_do_not_fit",
         ],
-        "conditional": ["sample_decode_interpolate_save_given", "parts_that_do_not_fit"],
+        "models/test_generator_contract.py": [
+            "samples",
+            "rows_do_not_meet",
+            "bad_input_is_refused",
+        ],
+        "models/test_conditional.py": [
+            "sample_decode_interpolate_save_given",
+            "parts_that_do_not_fit",
+        ],
     },
 }
 # Mutants that no test can kill, by their change, and why.
@@ -83,7 +97,7 @@ EQUIVALENT = {
     "noise": {
         "- return tf.constant(self.sigma, tf.float32) + return tf.constant(self.sigma, )": FLOAT,
     },
-    "density": {
+    "models/dde": {
         "- optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))"
         " + optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, ))": STRICT,
     },
@@ -228,10 +242,10 @@ def run(package, tests, seconds, folder, limit):
             import pytest
 
             os.environ["PYTHONPATH"] = str(package)
-            sys.path[0] = str(package)
             sys.dont_write_bytecode = True
             os.chdir(ROOT)
             options = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+            options += ["-o", f"pythonpath={package} train benchmarks"]
             code = pytest.main([*options, *tests], [Plugin(seconds, folder)])
             loaded = getattr(sys.modules.get("tfdde"), "__file__", None)
             if code == 0 and Path(loaded).parent.parent != package:
@@ -252,7 +266,7 @@ def run(package, tests, seconds, folder, limit):
 def ids(module):
     """What pytest is to run."""
     return [
-        f"tests/test_{file}.py" + (f"::test_{name}" if name else "")
+        f"tests/{file}" + (f"::test_{name}" if name else "")
         for file, names in TESTS[module].items()
         for name in names
     ]
@@ -268,6 +282,8 @@ def baseline(package, tests, folder):
 
 def test(module, count, skip, seed):
     """A row of results: what became of ``count`` of the module's mutants in a random order."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy would start threads as it is imported
+
     import keras  # noqa: F401
     import pytest  # noqa: F401
     import scipy.stats
@@ -291,7 +307,7 @@ def test(module, count, skip, seed):
             (package / name).symlink_to(ROOT / name)
         compileall.compile_dir(package / "tfdde", quiet=1)
         path = package / "tfdde" / f"{module}.py"
-        for compiled in path.parent.glob(f"__pycache__/{module}.*"):
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
             compiled.unlink()
         seconds = baseline(package, tests, folder)
         limit = 4 * sum(seconds.values()) + 60

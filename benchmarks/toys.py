@@ -5,12 +5,13 @@
     python benchmarks/toys.py generator --dataset rings --sigma 0.2 --preset paper --sigma-max 0.2
     python benchmarks/toys.py table
 
-Trains by train/toy.py (further arguments go there) and adds a row to results/toys.json; `table`
-prints those of generators, as Markdown.
+Trains by train/toy.py (further arguments go there) in a process of its own, whose seconds are
+counted, and adds a row to results/toys.json; `table` prints the rows of generators, as Markdown.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,9 +23,7 @@ import record
 
 from tfdde import datasets, metrics
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
-import toy
-
+SCRIPT = Path(__file__).parent.parent / "train" / "toy.py"
 SAMPLES, REPEATS = 20_000, 20
 
 
@@ -117,11 +116,12 @@ def main():
     only = ["--generator-steps", "0", "--sigma-max", str(args.sigma)]  # one level, as in the paper
     if args.what == "generator":
         only = [] if "--preset" in more else ["--preset", "quick"]
-    given = ["--dataset", args.dataset, "--sigma", str(args.sigma), *only, *more]
+    options = ["--dataset", args.dataset, "--sigma", str(args.sigma), *only, *more]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"
         start = time.time()
-        if code := toy.main([*given, "--output", folder]):
+        command = [sys.executable, SCRIPT, *options, "--output", folder]
+        if code := subprocess.run(command).returncode:
             return code
         seconds = round(time.time() - start)
         model = keras.saving.load_model(f"{folder}/{args.what}.keras", compile=False)
@@ -130,7 +130,7 @@ def main():
     else:
         row = generator_row(model, args.dataset)
     name = " ".join([f"{args.what}, {args.dataset}, sigma {args.sigma:g}", *more])
-    record.add("toys", {"name": name, **row, "training": given, "seconds": seconds})
+    record.add("toys", {"name": name, **row, "training": options, "seconds": seconds})
     return 0
 
 

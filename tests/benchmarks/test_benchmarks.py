@@ -1,56 +1,41 @@
 """The benchmarks' families have exact densities, and their estimators are normalised."""
 
-import importlib.util
-import sys
+import ast
 import time
 from pathlib import Path
 
+import families
+import likelihoods
+import mutation
 import numpy as np
+import peers
 import pytest
+import serving
+import table1
 from scipy.special import logsumexp
 
 from tfdde import metrics
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def load():
-    """Import a script of benchmarks/, which is no package."""
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        before = set(sys.modules)
-        yield load
-        for name in ("families", "peers", "likelihoods"):
-            if name not in before:
-                sys.modules.pop(name, None)
-
-
-def family(load, name, n):
-    families = load("families")
+def family(name, n):
     return {"mixture": families.Mixture, "toys": families.RotatedToys}[name](n)
 
 
 @pytest.mark.parametrize("name", ["mixture", "toys"])
 @pytest.mark.parametrize("sigma", [0.1, 1.0])
-def test_integrates_to_one(load, name, sigma):
+def test_integrates_to_one(name, sigma):
     grid, cell = metrics.grid(-14, 14, 560)
-    log_density = family(load, name, 2).log_density(grid, sigma)
+    log_density = family(name, 2).log_density(grid, sigma)
     assert logsumexp(log_density) + np.log(cell) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mixture", "toys"])
 @pytest.mark.parametrize("n", [2, 8])
-def test_is_the_blurred_density_of_the_samples(load, name, n):
+def test_is_the_blurred_density_of_the_samples(name, n):
     """E_x N(y; x, sigma**2 I) over samples x, at a sigma so large that the mean settles."""
-    truth, sigma = family(load, name, n), 2.0
+    truth, sigma = family(name, n), 2.0
     x = truth.sample(200_000, seed=1).astype(float)
     assert truth.sample(2, seed=1).dtype == np.float32
     y = truth.sample(20, seed=2) + sigma * np.random.default_rng(3).standard_normal((20, n))
@@ -65,9 +50,9 @@ def test_is_the_blurred_density_of_the_samples(load, name, n):
 
 
 @pytest.mark.parametrize("name", ["mixture", "toys"])
-def test_small_noise_is_the_mean_over_larger(load, name):
+def test_small_noise_is_the_mean_over_larger(name):
     """log p_b(y) = log E p_a(y + c epsilon) with b**2 = a**2 + c**2, in 8 dimensions."""
-    truth = family(load, name, 8)
+    truth = family(name, 8)
     a, c = 0.3, 0.1
     y = truth.sample(4, seed=1) + a * np.random.default_rng(2).standard_normal((4, 8))
     noise = c * np.random.default_rng(3).standard_normal((10_000, 8))
@@ -79,8 +64,8 @@ def test_small_noise_is_the_mean_over_larger(load, name):
         assert abs(w.mean() - 1) < 5 * w.std() / np.sqrt(len(both))
 
 
-def test_toys_are_independent_and_rotated(load):
-    truth = family(load, "toys", 16)
+def test_toys_are_independent_and_rotated():
+    truth = family("toys", 16)
     np.testing.assert_allclose(truth.rotation @ truth.rotation.T, np.eye(16), atol=1e-12)
     z = truth.sample(50_000, seed=1) @ truth.rotation
     assert truth.toys[1] == truth.toys[5] == "two_spirals"
@@ -94,15 +79,14 @@ def test_toys_are_independent_and_rotated(load):
     assert between.max() < 5 / np.sqrt(50_000)
 
 
-def test_odd_toys(load):
+def test_odd_toys():
     with pytest.raises(ValueError, match="even.*got 3"):
-        family(load, "toys", 3)
+        family("toys", 3)
 
 
 @pytest.mark.parametrize("method", ["kde", "gaussian_mixture"])
-def test_peers_are_normalised(load, method):
-    truth = family(load, "mixture", 2)
-    peers = load("peers")
+def test_peers_are_normalised(method):
+    truth = family("mixture", 2)
     x, held_out = truth.sample(600, seed=1), truth.sample(200, seed=2)
     log_density, facts = peers.METHODS[method](3 * x + 1, 3 * held_out + 1, 0.5, 0.3, 0)
     grid, cell = metrics.grid(-40, 42, 500)
@@ -110,13 +94,13 @@ def test_peers_are_normalised(load, method):
     assert facts["seconds"] > 0
 
 
-def test_kernel_density(load):
+def test_kernel_density():
     """Against scikit-learn's; its tree's bounds lose digits where the density is tiny."""
     from sklearn.neighbors import KernelDensity
 
     rng = np.random.default_rng(0)
     rows, x = rng.standard_normal((2, 300, 5)).astype(np.float32)
-    found = load("peers")._kernel_log_density(rows, x, [0.2, 0.7])
+    found = peers.kernel_log_density(rows, x, [0.2, 0.7])
     square = ((x[:, None].astype(float) - rows) ** 2).sum(axis=-1)
     for values, h in zip(found, (0.2, 0.7), strict=True):
         log_kernel = -square / (2 * h**2) - 2.5 * np.log(2 * np.pi * h**2)
@@ -135,16 +119,15 @@ FAKE_ROWS = [
 ]
 
 
-def test_tables(load):
-    text = load("likelihoods").table(FAKE_ROWS)
+def test_tables():
+    text = likelihoods.table(FAKE_ROWS)
     assert "| mixture-2 | gap to truth |  | 0.250 ± 0.062 |" in text
     assert "| wine | log-likelihood |  |  |  |  | -4.000 ± 1.000 |" in text  # of the splits
     row = {"name": "gas, tfdde", "log_likelihood": 8.0, "standard_error": 0.125, "facts": {}}
-    assert "| tfdde, here |  | 8.00 ± 0.12 |  |  |" in load("table1").markdown([row])
+    assert "| tfdde, here |  | 8.00 ± 0.12 |  |  |" in table1.markdown([row])
 
 
-def test_latencies(load):
-    serving = load("serving")
+def test_latencies(monkeypatch):
     even = serving.summary(np.full(500, 2e-3), batch=64)
     assert even == {"batch": 64, "rows_per_second": 32_000, "interval": [32_000, 32_000]} | {
         "p50_us": 2000,
@@ -157,8 +140,18 @@ def test_latencies(load):
     assert blocks["interval"] == [pytest.approx(1e3 / (2 + 2.262 / 3), abs=1), 803]
     slow = serving.summary(np.r_[np.full(98, 1e-5), 1e-3, 1e-3], batch=1)
     assert slow["p50_us"] == 10 and slow["p99_us"] == 1000
-    serving.WARM_UP = serving.MEASURED = 0.0
+    monkeypatch.setattr(serving, "WARM_UP", 0.0)
+    monkeypatch.setattr(serving, "MEASURED", 0.0)
     seconds = serving.timed(lambda: time.sleep(0.001))
     assert len(seconds) == serving.CALLS[0] and seconds.min() > 0.001
     rows = [{"name": "litert", "batches": [even | {"batch": 1, "p50_us": 6.31}]}]
     assert "| tfdde, LiteRT | 32,000 | 6.3 / 2,000 |  |  |  |  |" in serving.table(rows)
+
+
+@pytest.mark.parametrize("module", mutation.TESTS)
+def test_mutation_testing_knows_the_modules_and_their_tests(module):
+    assert (ROOT / "tfdde" / f"{module}.py").is_file()
+    for test in mutation.ids(module):
+        path, _, name = test.partition("::")
+        tree = ast.parse((ROOT / path).read_text())
+        assert not name or name in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}

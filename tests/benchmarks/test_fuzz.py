@@ -1,23 +1,10 @@
 """Damaged files of every kind end in one clear line: a short run of benchmarks/fuzz.py."""
 
-import importlib.util
-from pathlib import Path
-
+import fuzz
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = load()
 SEEDS = fuzz.seeds()
 
 

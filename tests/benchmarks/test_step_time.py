@@ -1,21 +1,13 @@
 """benchmarks/step_time.py counts the right products, and its peers have tfdde's networks."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
+import step_peers
+import step_time
 import tensorflow as tf
 
 import tfdde
 from tfdde import networks
-
-
-@pytest.fixture(scope="module")
-def step_time():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-        yield importlib.import_module("step_time")
 
 
 def matmul_flops(graph):
@@ -28,7 +20,7 @@ def matmul_flops(graph):
 
 
 @pytest.mark.parametrize("inputs", [2, 5])
-def test_products_are_those_of_the_graph(step_time, inputs):
+def test_products_are_those_of_the_graph(inputs):
     network = {"kind": "residual", "inputs": inputs, "width": 8, "depth": 3, "outputs": 1}
     dde = tfdde.DDE(networks.residual_mlp(inputs, 8, 3), tfdde.Constant(0.2))
     rows = tf.TensorSpec((7, inputs))
@@ -41,15 +33,14 @@ def test_products_are_those_of_the_graph(step_time, inputs):
 
 @pytest.mark.parametrize("kind", ["residual", "dense"])
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_peers_have_the_same_networks(step_time, kind, outputs):
-    peers = step_time.step_peers
+def test_peers_have_the_same_networks(kind, outputs):
     network = {"kind": kind, "inputs": 3, "width": 5, "depth": 2, "outputs": outputs}
     build = {"residual": networks.residual_mlp, "dense": networks.dense_block}[kind]
     ours = build(3, 5, 2, output_shape=None if outputs == 1 else outputs)
-    weights = [w + 0.1 for w in peers.first_weights(network, 0)]
+    weights = [w + 0.1 for w in step_peers.first_weights(network, 0)]
     ours.set_weights(weights[: len(ours.weights)])
     x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-    expected = peers.apply(
+    expected = step_peers.apply(
         network, weights, x, lambda a: np.logaddexp(0, a), lambda parts, axis: np.hstack(parts)
     )
     np.testing.assert_allclose(ours(x), expected, rtol=1e-4, atol=1e-5)
