@@ -218,7 +218,7 @@ def toy_log_density(name: str, x: Any, sigma: float) -> np.ndarray:
         >>> from tfdde import datasets
         >>> points = np.array([[1.0, 1.0], [1.0, 3.0]])  # inside a square, and outside
         >>> datasets.toy_log_density("checkerboard", points, sigma=0.2).round(3).tolist()
-        [-3.466, -15.39...]
+        [-3.466, -17.432]
     """
     name = check_toy(name)
     x = np.asarray(x, np.float64)

@@ -30,6 +30,7 @@ _KINDS = {pa.int64(): "integer", pa.float32(): "float", pa.string(): "text"}
 def masked_crc(data: bytes) -> int:
     """TFRecord's checksum of the bytes: CRC-32C, rotated by 15 bits, plus a constant.
 
+    >>> from tfdde.datasets.readers.tfrecords import masked_crc
     >>> hex(masked_crc(b"123456789"))
     '0xc78ab0e5'
     """
