@@ -10,7 +10,6 @@ After Ctrl-C, a kill or a crash the same command goes on; see docs/scoring.md.
 
 import argparse
 import sys
-from pathlib import Path
 
 from tfdde import runs
 
@@ -33,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
         "--output",
         metavar="FILE",
         required=True,
-        type=Path,
         help=".csv, .parquet or .tfrecord; - writes CSV",
     )
     add(

@@ -15,6 +15,7 @@ from scored import Gaussian, example, frame, read, rejects, truth, write
 
 from tfdde import scoring
 from tfdde.datasets import read_table
+from tfdde.datasets.file_batches import stream_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,21 @@ def test_bad_dialects(score, tmp_path, options, message):
     np.save(tmp_path / "in.npy", np.eye(2))
     with pytest.raises(ValueError, match="must be left out for .npy files"):
         read_table(tmp_path / "in.npy", decimal=",", delimiter=";")
+
+
+def test_addresses_of_remote_files_are_refused(exact, tmp_path):
+    far, out = "s3://bucket/in.csv", tmp_path / "out.csv"
+    near = write(tmp_path / "in.csv", frame(3))
+    for name, arguments in (
+        ("model", (far, near, out)),
+        ("source", (exact / "normalized", far, out)),
+        ("output", (exact / "normalized", near, far)),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must be a path of this .* got 's3://buck"):
+            scoring.score_file(*arguments)
+    for call in (read_table, lambda path: stream_files(path, 2, 0)):
+        with pytest.raises(ValueError, match="`path` must be a path of this machine, got 's3://b"):
+            call(far)
 
 
 def test_a_row_of_numbers_is_no_header(score, tmp_path):

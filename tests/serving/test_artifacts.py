@@ -11,6 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 import tfdde
 from tfdde import networks, serving
+from tfdde.serving import metadata
 from tfdde.serving.tflite_random import counter_normal
 
 
@@ -66,10 +67,13 @@ def test_facts_of_the_run_are_told(tmp_path):
     path, _ = serving.export_savedmodel(tmp_path / "m", density, run=run)
     about = json.loads((path / "assets.extra" / "metadata.json").read_text())
     assert about["held_out"] is None
-    for text in ("no JSON", "[1]"):
-        (run / "result.json").write_text(text)
-        with pytest.raises(ValueError, match=r"result\.json can't be read as a JSON object: "):
-            serving.export_savedmodel(tmp_path / "m", density, run=run)
+    damaged = r"result\.json can't be read as a JSON object: "
+    (run / "result.json").write_text("[1]")
+    with pytest.raises(ValueError, match=damaged):
+        metadata.facts(density, None, {}, {}, serving.BOUND, run)
+    (run / "result.json").write_text("no JSON")
+    with pytest.raises(ValueError, match=damaged):
+        serving.export_savedmodel(tmp_path / "m", density, run=run)
     assert not (tmp_path / "m" / "3").exists()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.datasets.readers import blocks
-from tfdde.datasets.readers.headers import Dialect
+from tfdde.datasets.readers.headers import Dialect, check_local
 from tfdde.utils.checks import check_integer
 
 BUFFER_VALUES = 2**24  # the values of a buffer: 64 MiB
@@ -67,6 +67,7 @@ def stream_files(
     check_integer(batch_size, "batch_size")
     check_integer(seed, "seed", minimum=0)
     check_integer(start, "start", minimum=0)
+    check_local(path, "path")
     dialect = Dialect(delimiter, decimal, encoding)
     source = blocks.Source(Path(path), columns, conditions, (), None, None, dialect)
     n, k = source.width, source.condition_dim

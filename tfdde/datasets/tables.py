@@ -19,6 +19,7 @@ import numpy as np
 from tfdde.datasets.readers.headers import (
     PLAIN,
     Dialect,
+    check_local,
     chosen_columns,
     csv_names,
     import_pandas,
@@ -176,6 +177,7 @@ def read_table(
         >>> x.tolist(), columns
         ([[1.5, 2.0], [3.0, 4.25]], ('a', 'b'))
     """
+    check_local(path, "path")
     path = Path(path)
     suffix = next((s for s in _SUFFIXES if path.name.lower().endswith(s)), None)
     if suffix is None:

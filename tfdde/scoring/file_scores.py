@@ -33,7 +33,14 @@ import numpy as np
 
 from tfdde.datasets.readers import tfrecords
 from tfdde.datasets.readers.blocks import Block, Source, find_files, format_of, pa, pc
-from tfdde.datasets.readers.headers import DELIMITERS, PLAIN, Dialect, other_delimiter, reading
+from tfdde.datasets.readers.headers import (
+    DELIMITERS,
+    PLAIN,
+    Dialect,
+    check_local,
+    other_delimiter,
+    reading,
+)
 from tfdde.scoring import manifest
 from tfdde.scoring.scorer import Scorer, check_kept
 from tfdde.utils.checks import check_integer
@@ -94,6 +101,8 @@ def score_file(
         ValueError: the arguments don't fit together or to the parts that are there already, or a
             file is damaged.
     """
+    for name, path in (("model", model), ("source", source), ("output", output)):
+        check_local(path, name)
     output = Path(output)
     folder, rejects = (output.with_name(output.name + end) for end in (".parts", ".rejects.csv"))
     check_integer(part_rows, "part_rows")

@@ -68,6 +68,15 @@ def import_pandas() -> Any:
     return pandas
 
 
+def check_local(path: str | os.PathLike, name: str) -> None:
+    """Raise ValueError if a path is an address such as "s3://bucket/file"."""
+    if "://" in os.fspath(path):
+        raise ValueError(
+            f"`{name}` must be a path of this machine, got {os.fspath(path)!r}: copy the files "
+            "here, or mount the storage."
+        )
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn any error of reading the file ``path`` into a ValueError of one sentence."""
