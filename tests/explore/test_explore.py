@@ -16,6 +16,7 @@ import pytest
 import tfdde
 from tfdde import networks
 from tfdde.explore import __main__ as command
+from tfdde.explore import page as page_module
 from tfdde.explore import write_page
 from tfdde.serving.signatures import log_density
 
@@ -130,6 +131,29 @@ def check_page(page, rows, width, got):
         expected = [f"line {103 + i}: {why}" for i, why in enumerate(BAD_LINES.values())]
         assert got["bad"] == ["line 2: 2 cells, not 4", *expected]
         assert got["rows"] == 11
+
+
+@pytest.mark.skipif(not (NODE and Path(MODULES, "papaparse").is_dir()), reason="needs PapaParse")
+def test_lines_are_read_as_by_python():
+    tests, static = Path(__file__).parents[1], Path(page_module.__file__).parent / "static"
+    cases = json.loads((tests / "datasets/readers/csv_cases.json").read_text())
+    program = """
+        const { createRequire } = await import("node:module");
+        globalThis.Papa = createRequire(`${process.argv[1]}/`)("papaparse");
+        const text = await (await import("node:fs")).promises.readFile(process.argv[2], "utf8");
+        const { parse } = await import("data:text/javascript," + encodeURIComponent(text));
+        const { rows, lines, bad } = parse(process.argv[3], 3);
+        console.log(JSON.stringify({ rows: [...rows], lines, bad }));
+    """
+    text = "\n".join(["a,b,c", *cases])
+    command = [NODE, "--input-type=module", "-e", program, MODULES, static / "table.js", text]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    good = [i for i, row in enumerate(cases.values()) if row is not None]
+    assert got["lines"] == [i + 2 for i in good] and len(got["bad"]) == len(cases) - len(good)
+    expected = [row for row in cases.values() if row is not None]
+    np.testing.assert_array_equal(np.reshape(got["rows"], (-1, 3)), np.float32(expected))
 
 
 def test_bad_input_is_one_sentence(tmp_path, capsys):

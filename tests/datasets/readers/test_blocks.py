@@ -1,5 +1,8 @@
 """Blocks of files: what counts as a row, how values are read, and how much memory it takes."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,6 +23,19 @@ def test_a_value_is_read_alike_whatever_its_neighbours(neighbour):
     np.testing.assert_array_equal(values[1:6, 0], expected)
     assert values[-1, 0] == 0
     assert [r is None for r in reasons[1:]] == [True] * 5 + [False] * 5 + [True]
+
+
+def test_lines_are_read_as_by_the_page(tmp_path):
+    """The same cases are read by JavaScript in tests/explore."""
+    cases = json.loads(Path(__file__).with_name("csv_cases.json").read_text())
+    (tmp_path / "in.csv").write_text("\n".join(["a,b,c", *cases]))
+    (block,) = Source(tmp_path / "in.csv", None, None, [], None)
+    for row, reason, (line, expected) in zip(
+        block.values, block.reasons, cases.items(), strict=True
+    ):
+        assert (reason is None) == (expected is not None), (line, reason)
+        if expected is not None:
+            assert row.tolist() == np.float32(expected).tolist()
 
 
 @pytest.mark.parametrize(("delimiter", "name"), [(";", "a semicolon"), ("\t", "a tab")])
