@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         "--columns",
         nargs="+",
         metavar="NAME",
-        help="columns of a row, in the model's order [all but those below]",
+        help="columns of a row, in the model's order [as in training, else all but those below]",
     )
     add("--conditions", nargs="+", metavar="NAME", help="columns of its condition [none]")
     add("--keep", nargs="+", metavar="NAME", default=[], help="columns to pass on [none]")

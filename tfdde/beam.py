@@ -47,8 +47,9 @@ class Score(beam.PTransform):
     Args:
         model: as for ``tfdde.scoring.Scorer``. Each worker process loads it once, so it must be in
             a file system that all workers share.
-        columns: names of the columns that hold the rows, in the model's order; by default all but
-            those of ``conditions`` and ``keep``.
+        columns: names of the columns that hold the rows, in the model's order; by default those
+            that the model was trained on, or if they are not known, all but those of
+            ``conditions`` and ``keep``.
         conditions: names of the columns that hold the conditions.
         keep: names of the columns that are copied to the outputs.
         batch_rows: the most rows of a call of the model.
@@ -105,7 +106,7 @@ class _Score(beam.DoFn):
         scorer, what = self.scorer, "the table"
         columns, conditions = blocks.choose(
             table.column_names,
-            self.columns,
+            self.columns or scorer.columns,
             self.conditions,
             self.keep,
             scorer.width,

@@ -126,6 +126,31 @@ def test_columns_are_taken_by_name(exact, tmp_path):
     np.testing.assert_allclose(got["a"], table["a"])
 
 
+def test_the_model_tells_its_columns(exact, tmp_path):
+    """Whatever their order in the file, and beside others; `columns` overrides."""
+    model, out = tmp_path / "model", tmp_path / "out.csv"
+    shutil.copytree(exact / "normalized" / "10", model)
+    metadata = model / "assets.extra" / "metadata.json"
+    metadata.write_text('{"normalized": true, "columns": ["c", "a", "b"]}')
+    table = frame(20)
+    renamed = table.rename(columns={"a": "c", "b": "a", "c": "b"})  # the model's c is truth's a
+    source = write(tmp_path / "in.csv", renamed[["a", "id", "b", "c"]])
+    scoring.score_file(model, source, out)
+    np.testing.assert_allclose(read(out)["log_density"], truth(table), atol=2e-5)
+    out.unlink()
+    scoring.score_file(model, source, out, columns=["a", "b", "c"])
+    expected = truth(renamed)
+    np.testing.assert_allclose(read(out)["log_density"], expected, atol=2e-5)
+    out.unlink()
+    write(source, table.rename(columns={"a": "d"}))
+    with pytest.raises(ValueError, match="`columns` must name columns of .*in.csv', got .*; there"):
+        scoring.score_file(model, source, out)
+    # Names 0, 1, 2 are those of an array's columns, and tell nothing.
+    metadata.write_text('{"normalized": true, "columns": ["0", "1", "2"]}')
+    scoring.score_file(model, write(source, table.drop(columns="id")), out)
+    np.testing.assert_allclose(read(out)["log_density"], truth(table), atol=2e-5)
+
+
 @pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
 def test_kept_columns_keep_their_values(exact, tmp_path, output):
     table = frame(20)

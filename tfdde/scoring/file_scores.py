@@ -81,7 +81,8 @@ def score_file(
             input), the log-density under the scorer's name for it, and the kept columns. Bad rows
             go to ``<output>.rejects.csv`` with ``row`` and ``reason``; without bad rows there is no
             such file. ``<output>.json`` keeps what the output was made from.
-        columns: names of the columns that hold the rows; by default all but the next two.
+        columns: names of the columns that hold the rows; by default those that the model was
+            trained on, or if they are not known, all but the next two.
         conditions: names of the columns that hold the conditions.
         keep: names of the columns that are copied to the output.
         batch_rows: the most rows of a call of the model.
@@ -116,6 +117,8 @@ def score_file(
     begun, finished = folder / "manifest.json", output.with_name(output.name + ".json")
     scorer = Scorer(model, batch_rows, anomaly_score)
     dialect = _dialect(Path(source), delimiter, decimal, encoding)
+    if columns is None and format_of(find_files(Path(source))[0][0]) != "tfrecord":
+        columns = scorer.columns
     rows = Source(
         Path(source), columns, conditions, keep, scorer.width, scorer.condition_dim, dialect
     )

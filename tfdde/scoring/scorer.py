@@ -44,6 +44,8 @@ class Scorer:
             ``unnormalized_log_density``.
         names: the columns of values: ``name`` and, if asked for, ``anomaly_score``.
         shape: the shape of a row as the model takes it.
+        columns: the names of the columns that the model was trained on, if they are known and are
+            not just numbers; else None.
         files: the files of the model.
 
     Raises:
@@ -67,6 +69,7 @@ class Scorer:
         anomaly_score: bool = False,
     ):
         path = _model_folder(Path(model))
+        self.columns: list[str] | None = None
         if (path / "density.keras").exists():
             normalized = self._load_keras(path)
         else:
@@ -87,6 +90,9 @@ class Scorer:
         """Load ``density.keras``; return whether its log-density is normalised."""
         density, _ = serving.load_run(folder)
         self.files = [folder / "density.keras"]
+        result = folder / "result.json"
+        if result.exists():
+            self.columns = _names(read_object(result))
         self.shape, self.condition_dim = density.data_shape, density.condition_dim
         specs = {"x": tf.TensorSpec((None, *self.shape), tf.float32)}
         if self.condition_dim:
@@ -123,7 +129,9 @@ class Scorer:
         if not metadata.exists():
             return False
         self.files.append(metadata)
-        return read_object(metadata).get("normalized") is True
+        facts = read_object(metadata)
+        self.columns = _names(facts)
+        return facts.get("normalized") is True
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return the log-densities, float32 (rows,).
@@ -164,6 +172,13 @@ class Scorer:
                 **{name: block.kept.column(name) for name in block.kept.column_names},
             }
         )
+
+
+def _names(facts: dict[str, Any]) -> list[str] | None:
+    """Return the names of the columns in a model's facts; None for 0, 1, 2 ... or without names."""
+    names = facts.get("columns")
+    numbered = isinstance(names, list) and names == [str(i) for i in range(len(names))]
+    return names if names and not numbered else None
 
 
 def _model_folder(path: Path) -> Path:

@@ -73,5 +73,7 @@ export async function show(model, view, say) {
   find("file").addEventListener("change", (event) => read(event.target.files[0]));
   view.addEventListener("dragover", (event) => event.preventDefault());
   view.addEventListener("drop", (event) => { event.preventDefault(); return read(event.dataTransfer.files[0]); });
-  say(`Choose a CSV with the columns ${model.facts.columns?.join(", ") ?? `of ${model.width} numbers`}.`);
+  const columns = model.facts.columns;
+  say(columns ? `Choose a CSV with the columns ${columns.join(", ")}, in this order.`
+    : `Choose a CSV with ${model.width} columns of numbers.`);
 }
