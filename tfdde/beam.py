@@ -1,5 +1,7 @@
 """Scores as a transform of Apache Beam, for tables that need more than one machine.
 
+In a pipeline::
+
     import apache_beam as beam
     from tfdde.beam import Score
 
