@@ -7,7 +7,6 @@ Each host runs the same command with its own ``TF_CONFIG``, for example::
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -48,12 +47,16 @@ def this_cluster() -> Cluster:
         ValueError: ``TF_CONFIG`` is no JSON of such a cluster, or has jobs that do not train.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return Cluster()
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
-        config = json.loads(text or "{}")
-        addresses = {job: list(config["cluster"][job]) for job in config.get("cluster", {})}
-        kind, index = (
-            (config["task"]["type"], int(config["task"]["index"])) if addresses else ("", 0)
-        )
+        if not text.startswith("{"):
+            raise TypeError("it holds no object")
+        addresses = resolver.cluster_spec().as_dict()
+        kind, index = resolver.task_type, resolver.task_id
+        if addresses and (kind is None or index is None):
+            raise KeyError("task")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             'TF_CONFIG must be JSON like {"cluster": {"worker": ["host:port", ...]}, "task": '
@@ -62,7 +65,7 @@ def this_cluster() -> Cluster:
     if not addresses:
         return Cluster()
     if set(addresses) - set(JOBS) or len(addresses.get("chief", [])) > 1:
-        counts = {job: len(each) for job, each in addresses.items()}
+        counts = {job: len(hosts) for job, hosts in addresses.items()}
         raise ValueError(f"TF_CONFIG must have at most one chief, and workers, got {counts}.")
     if not 0 <= index < len(addresses.get(kind, [])):
         raise ValueError(f"TF_CONFIG's task is {kind} {index}, which its cluster does not have.")
