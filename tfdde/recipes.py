@@ -51,23 +51,13 @@ def table_density(
         ValueError: wrong shape, NaN or infinity, fewer than two rows.
     """
     x = check_rows(x, "x", np.shape(x)[1:2] or (1,))
-    n = x.shape[1]
-    network = table_network(n, width, depth, isinstance(noise, LogUniform))
+    n, levels = x.shape[1], isinstance(noise, LogUniform)
+    network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
     dde = DDE(network, noise, GaussianBase(n), normalization, antithetic=True, seed=seed)
     dde.adapt(x)
-    start(dde, x, width)
-    return dde
-
-
-def table_network(n: int, width: int, depth: int, levels: bool = True) -> keras.Model:
-    """Return the network of ``table_density``, for rows of ``n`` columns."""
-    return networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
-
-
-def start(dde: DDE, x: np.ndarray, width: int) -> None:
-    """Start an adapted density at independent components, if units and rows are enough."""
-    if x.shape[1] <= min(width, len(x) // ROWS_PER_COLUMN):
+    if n <= min(width, len(x) // ROWS_PER_COLUMN):
         dde.start_at_independent_components(x)
+    return dde
 
 
 def paper_table_density(

@@ -7,19 +7,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from tfdde import recipes
 from tfdde.datasets.batches import stream
-from tfdde.models.dde import DDE
-from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import LogUniform
 from tfdde.partition.evaluator import CHUNK
 from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
+from tfdde.recipes import table_density
 from tfdde.utils.checks import check_integer, check_positive, check_spread
 
 try:
@@ -126,27 +127,20 @@ class DDEstimator(DensityMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=3)]
 
-        rows = rng.permutation(X)
+        rows = rng.permutation(X).astype(np.float32)
+        check_spread(rows, X.std(axis=0), sigma, "X")
         held_back = int(HELD_BACK * len(rows)) if len(rows) >= ENOUGH else 0
-        train = rows[held_back:].astype(np.float32)
-        layer, base = _normalization(X, sigma), GaussianBase(X.shape[1])
-        base.adapt(layer(X).numpy())
-        dde = DDE(
-            _network(X.shape[1], self.width, self.depth, seeds[0]),
-            noise=LogUniform(sigma, self.sigma_max),
-            base=base,
-            normalization=layer,
-            antithetic=True,
-            seed=seeds[1],
-        )
-        recipes.start(dde, train, self.width)
+        train = rows[held_back:]
+        noise, layer = LogUniform(sigma, self.sigma_max), keras.layers.Normalization(axis=-1)
+        with _initializers_seeded(seeds[0]):
+            dde = table_density(train, noise, self.width, self.depth, layer, seeds[1])
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         dde.compile(keras.optimizers.Adam(schedule, use_ema=True))
         batches = stream(train, batch_size, seeds[1])
         dde.fit(batches, steps_per_epoch=steps, verbose=self.verbose)
         dde.log_partition(rows[:held_back] if held_back else rows, samples=samples, seed=seeds[2])
         self.dde_ = dde
-        self._starts = layer(train[:STARTS]).numpy()
+        self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()
         return self
 
     @property
@@ -228,19 +222,15 @@ class DDEstimator(DensityMixin, BaseEstimator):
         return z * np.sqrt(layer.variance.numpy().astype(float)) + layer.mean.numpy()
 
 
-def _normalization(X: np.ndarray, sigma: float) -> keras.layers.Normalization:  # noqa: N803
-    """A layer that standardises the columns, or ValueError for those that it can't."""
-    mean, deviation = X.mean(axis=0), X.std(axis=0)
-    check_spread(X, deviation, sigma, "X")
-    return keras.layers.Normalization(mean=mean, variance=np.square(deviation))
+@contextlib.contextmanager
+def _initializers_seeded(seed: int) -> Iterator[None]:
+    """Context in which Keras's initializers draw by ``seed``.
 
-
-def _network(columns: int, width: int, depth: int, seed: int) -> keras.Model:
-    """A network of all levels."""
-    # Keras draws the initializers' seeds from Python's generator, whose state is the user's.
+    They take their seeds from Python's generator, whose state is the user's and is put back.
+    """
     state = random.getstate()
     random.seed(seed)
     try:
-        return recipes.table_network(columns, width, depth)
+        yield
     finally:
         random.setstate(state)
