@@ -14,10 +14,7 @@ import tfdde
 ROOT = Path(__file__).parent.parent
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # Modules whose examples do not run yet.
-NOT_YET = {
-    "tfdde/sklearn.py",
-    "tfdde/tuning/tuner.py",
-}
+NOT_YET: set[str] = set()
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
 
 
@@ -33,6 +30,10 @@ def docstrings_with_examples():
 EXAMPLES = list(docstrings_with_examples())
 
 
+# keras-tuner's own threads
+@pytest.mark.filterwarnings(
+    "ignore:(currentThread|getName)\\(\\) is deprecated:DeprecationWarning"
+)
 @pytest.mark.parametrize(
     "path, name, line, text", EXAMPLES, ids=[f"{path}:{name}" for path, name, *_ in EXAMPLES]
 )

@@ -1,6 +1,6 @@
 """A scikit-learn estimator on top of ``DDE``: fit, score_samples, score and sample.
 
-``import tfdde`` does without scikit-learn, so this module is imported by its own name:
+``import tfdde`` works without scikit-learn, so this module is imported by its own name:
 
 >>> from tfdde.sklearn import DDEstimator
 """
@@ -33,27 +33,35 @@ except ImportError as error:
     ) from error
 
 
-HELD_BACK = 0.1  # share of the rows kept from training, for log Z
-ENOUGH = 1_000  # rows, of which a share may be held back
-STARTS = 10_000  # training rows that sampling starts from
+HELD_BACK = 0.1  # share of the rows that training does not see, for log Z
+ENOUGH = 1_000  # rows from which on a share is held back
+STARTS = 10_000  # training rows at which samples start
 MOVES = 20  # Hamiltonian moves of a sample
-CHAINS = 100  # the least number that run together: their mean acceptance steers the step
+CHAINS = 100  # samples that run together at least: their mean acceptance adapts the step
 
 
 class DDEstimator(DensityMixin, BaseEstimator):
     """Normalised log-density of tabular data, and samples of it, as a scikit-learn estimator.
 
     The columns are standardised, a ``DDE`` is trained at all noise levels from ``sigma`` to
-    ``sigma_max``, and log Z at ``sigma`` is found by the ladder.  The density is that of the
-    data blurred by ``sigma`` standard deviations of each column.  If log Z can't be trusted,
-    ``fit`` warns and ``score_samples`` refuses, so that a search never compares log-densities
-    that are not normalised.
+    ``sigma_max``, and the ladder finds log Z at ``sigma``.  The density is that of the data
+    blurred by ``sigma`` standard deviations of each column.  If log Z can't be trusted, ``fit``
+    warns and ``score_samples`` raises an error, so that a search never compares log-densities that
+    are not normalised.
 
-    Few rows can be learned by heart: the density then nears that of ``KernelDensity`` with
-    bandwidth ``sigma``.  Choose ``sigma``, and perhaps ``steps``, by held-out likelihood:
+    >>> from tfdde.sklearn import DDEstimator
+    >>> small = {"width": 16, "depth": 1, "steps": 60}
+    >>> estimator = DDEstimator(sigma=0.2, random_state=0, **small).fit(x)
+    >>> estimator.score_samples(x[:3]).shape
+    (3,)
+    >>> estimator.sample(2, random_state=0).shape
+    (2, 2)
 
-    >>> search = GridSearchCV(DDEstimator(), {"sigma": [0.05, 0.1, 0.2, 0.4]})
-    >>> search.fit(X).best_estimator_.score_samples(X_new)
+    The density can memorise few rows: it then resembles that of ``KernelDensity`` with bandwidth
+    ``sigma``.  Choose ``sigma``, and perhaps ``steps``, by held-out likelihood::
+
+        search = GridSearchCV(DDEstimator(), {"sigma": [0.05, 0.1, 0.2, 0.4]})
+        search.fit(X).best_estimator_.score_samples(X_new)
 
     Args:
         sigma: noise level at which the density is read, in standard deviations of a column.
@@ -61,18 +69,18 @@ class DDEstimator(DensityMixin, BaseEstimator):
         width: units of each hidden layer.
         depth: number of residual layers.
         steps: gradient steps.
-        batch_size: rows of a step, each with two opposite noises; may exceed those of X.
+        batch_size: rows of a step, each with two opposite noises; may exceed the rows of X.
         learning_rate: Adam's at the start; it falls to 0 by a cosine.
         partition_samples: samples at each noise level of the ladder, >= 200.
         random_state: int, RandomState or None; an int gives the same fit each time.
-        verbose: Keras's, 0, 1 or 2.
+        verbose: 0, 1 or 2, as in ``keras.Model.fit``.
 
     Attributes:
         dde_: the trained ``DDE``, in the units of X: its ``score`` is the gradient of the
-            log-density, and ``anomaly_score`` and ``anomaly_threshold`` serve to find outliers.
+            log-density, and its ``anomaly_score`` and ``anomaly_threshold`` find outliers.
         log_partition_: the ``LogPartition`` of ``dde_``: log Z with its error.
         n_features_in_: number of columns.
-        feature_names_in_: their names, if X had any.
+        feature_names_in_: names of the columns, if X had any.
     """
 
     def __init__(
@@ -102,14 +110,14 @@ class DDEstimator(DensityMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> DDEstimator:  # noqa: N803
         """Train the density and find its log Z.
 
-        Of 1,000 rows or more a tenth is kept from training and serves for log Z alone.
+        With 1,000 rows or more, a tenth of them is held back from training and used for log Z.
 
         Args:
             X: array-like of shape (rows, columns), at least 2 rows.
             y: ignored.
 
         Returns:
-            The estimator itself.  A ``UserWarning`` says so if log Z can't be trusted.
+            The estimator itself.  A ``UserWarning`` tells if log Z can't be trusted.
 
         Raises:
             ValueError: wrong shape, NaN or infinity, a parameter out of range, or a column
@@ -145,11 +153,11 @@ class DDEstimator(DensityMixin, BaseEstimator):
 
     @property
     def log_partition_(self) -> LogPartition | None:
-        """Log Z with its error, of the standardised columns at ``sigma``."""
+        """Log Z of the standardised columns at ``sigma``, with its error."""
         return self.dde_.partition
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Normalised log-density of the blurred data at each row, in the units of X.
+        """Return the normalised log-density of the blurred data at each row, in units of X.
 
         Args:
             X: array-like of shape (rows, columns).
@@ -172,27 +180,30 @@ class DDEstimator(DensityMixin, BaseEstimator):
         return self.dde_.log_density(X, normalized=True).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
-        """Total log-likelihood of the rows, as ``KernelDensity.score``, the higher the better.
+        """Return the total log-likelihood of the rows, as ``KernelDensity.score`` does.
 
-        ``GaussianMixture.score`` is the mean instead.  The gradient that ``DDE.score`` gives is
-        that of ``dde_``.
+        ``GaussianMixture.score`` returns the mean instead, and ``DDE.score``, a method of
+        ``dde_``, the gradient of the log-density.
 
         Args:
             X: array-like of shape (rows, columns).
             y: ignored.
 
         Returns:
-            Sum of ``score_samples``, in nats; errors are the same.
+            The sum of ``score_samples``, in nats.
+
+        Raises:
+            NotFittedError, ValueError: as ``score_samples``.
         """
         del y
         return float(self.score_samples(X).sum(dtype=np.float64))
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
-        """Rows drawn from the fitted density, that of the blurred data.
+        """Draw rows from the fitted density, which is that of the blurred data.
 
-        Training rows with noise of ``sigma``, moved by Hamiltonian Monte Carlo under the
-        density.  The moves hardly ever cross from one far mode to another, whose shares are
-        those of the training rows.
+        The samples are training rows with noise of ``sigma``, moved by Hamiltonian Monte Carlo
+        under the density.  The moves hardly ever cross between modes far apart, so that the shares
+        of these modes are those in the training rows.
 
         Args:
             n_samples: number of rows.
@@ -218,7 +229,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             chunks.append(moves(noisy, sigma, sigma, MOVES, int(rng.randint(2**31 - 1))))
         z = np.concatenate(chunks)[:n_samples].astype(float)
         layer = dde.normalization
-        assert layer is not None  # fit's
+        assert layer is not None  # `fit` has made one
         return z * np.sqrt(layer.variance.numpy().astype(float)) + layer.mean.numpy()
 
 

@@ -86,7 +86,7 @@ def test_a_density_that_knows_its_rows_by_heart_is_called_overfitted():
     rng = np.random.default_rng(0)
     train, held_out = (rng.standard_normal((m, 8)).astype("float32") for m in (100, 1_000))
     dde = kernels(train, tfdde.LogUniform(0.3, 6.0))
-    with pytest.warns(tuning.OverfittingWarning, match="rows that the density was trained on"):
+    with pytest.warns(tuning.OverfittingWarning, match="training rows have a log-likelihood"):
         curve = tuning.select_sigma(dde, held_out, training=train, samples=1_000)
     truth = multivariate_normal(np.zeros(8)).logpdf
     assert curve.training[curve.best] > truth(train).mean()

@@ -1,4 +1,4 @@
-"""The whole training state in one file that is never half-written."""
+"""The training state in one file that is never half-written and has a checksum."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from tfdde.utils.files import atomic
 class Checkpoint(keras.callbacks.Callback):
     """Save the whole training state to one file after each epoch, atomically.
 
-    The file holds weights and optimizers.  It is written beside its
-    final name and renamed, so a kill leaves the previous one whole, and it is
-    not replaced by a state that is not finite.  At its end is a checksum, since HDF5 has none and
-    ``load_weights``, which ignores it, would read changed numbers.
+    The file holds weights and optimizers.  It is written under another name and then renamed, so
+    that a kill leaves the previous file whole.  A state that is not finite is not saved.  HDF5 has
+    no checksum, so one is added at the end of the file, where ``load_weights`` ignores it.
 
     Args:
         path: the file, ending in ``.weights.h5``.
@@ -43,7 +42,7 @@ class Checkpoint(keras.callbacks.Callback):
         if bad := not_finite({path: np.float64(np.sum(w)) for path, w in weights.items()}):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
         with atomic(self.path) as beside:
-            # Weights, and three more of each in Adam with averages, with HDF5's own bytes.
+            # Adam with averages has three more numbers for each weight; HDF5 adds 2 kB a weight.
             _reserve(beside, sum(4 * (w.nbytes + 2048) for w in weights.values()))
             self.model.save_weights(beside, overwrite=True)
             with open(beside, "r+b") as f:
@@ -51,7 +50,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Raise OSError unless a file may have ``size`` bytes: HDF5 crashes if a disk is full."""
+    """Raise OSError unless the disk has ``size`` bytes for a file; HDF5 would crash there."""
     with open(path, "wb") as f:
         if size and hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(f.fileno(), 0, size)
@@ -62,7 +61,10 @@ DIGEST = 32  # bytes
 
 
 def check_seal(path: str | os.PathLike) -> None:
-    """Raise ValueError if a file that ``Checkpoint`` wrote has changed; one without seal passes."""
+    """Raise ValueError if a checkpoint has changed since it was written.
+
+    Files without a checksum, as earlier versions wrote them, pass.
+    """
     with open(path, "rb") as f:
         data = memoryview(f.read())
     content, seal = data[: -len(SEAL) - DIGEST], data[-len(SEAL) - DIGEST :]
@@ -71,7 +73,11 @@ def check_seal(path: str | os.PathLike) -> None:
 
 
 def load_checkpoint(model: keras.Model, path: Path) -> None:
-    """Load a file that ``Checkpoint`` wrote; RunError says in a sentence why that can't be."""
+    """Load a file that ``Checkpoint`` wrote into a model of the same kind.
+
+    Raises:
+        RunError: the file is damaged or of another model.
+    """
     try:
         with warnings.catch_warnings():
             # Keras only warns when it could not load some of the weights.

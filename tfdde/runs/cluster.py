@@ -1,4 +1,4 @@
-"""Training on several hosts: TensorFlow's TF_CONFIG, and what its workers must agree on.
+"""Training on several hosts, the workers of a cluster that TF_CONFIG describes.
 
 Each host runs the same command with its own ``TF_CONFIG``, for example::
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 JOBS = ("chief", "worker")
-# What TensorFlow raises on the other workers when one is lost.
+# Errors that TensorFlow raises on the other workers when one is lost.
 LOST = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -29,11 +29,11 @@ LOST = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """The workers of a training, and which of them this process is.
+    """The number of workers that train together, and the place of this process among them.
 
     Attributes:
-        workers: how many there are.
-        rank: of this one; 0 is the chief, which writes the run folder.
+        workers: number of workers.
+        rank: of this process; 0 is the chief, which writes the run folder.
     """
 
     workers: int = 1
@@ -41,10 +41,10 @@ class Cluster:
 
 
 def this_cluster() -> Cluster:
-    """The cluster that ``TF_CONFIG`` describes; without it, a cluster of this process alone.
+    """Return the cluster that ``TF_CONFIG`` describes; without it, one of this process alone.
 
     Raises:
-        ValueError: ``TF_CONFIG`` is no JSON of such a cluster, or has jobs that do not train.
+        ValueError: ``TF_CONFIG`` is not the JSON of a cluster, or has jobs that do not train.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
@@ -74,16 +74,20 @@ def this_cluster() -> Cluster:
 
 
 def strategy() -> tf.distribute.Strategy:
-    """Wait for all workers of the cluster, and return the strategy that they share."""
+    """Wait until all workers of the cluster have started; return the strategy they share."""
     shared = tf.distribute.MultiWorkerMirroredStrategy()
     if threading.current_thread() is threading.main_thread():
-        # TensorFlow has taken SIGTERM, to tell the others of it and to go on; take it back.
+        # TensorFlow handles SIGTERM from here on: it tells the other workers and goes on. Put the
+        # handler of Python back in its place.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return shared
 
 
 def anywhere(shared: tf.distribute.Strategy) -> Callable[[bool], bool]:
-    """A function of a worker's flag: whether any worker's is set.  All must call it together."""
+    """Return a function that tells whether the flag of any worker is set.
+
+    Each worker calls it with its own flag, all of them at the same time.
+    """
     if not isinstance(shared, tf.distribute.MultiWorkerMirroredStrategy):
         return lambda flag: flag
 
@@ -95,17 +99,19 @@ def anywhere(shared: tf.distribute.Strategy) -> Callable[[bool], bool]:
 
 
 class RunError(ValueError):
-    """The run folder, or the data, do not fit what was asked for; the message says why."""
+    """The run folder or the data do not fit the request; the message says why."""
 
 
 def strategy_for(devices: Sequence[str] | None) -> tf.distribute.Strategy:
-    """Strategy for devices such as ["GPU:0", "GPU:1"]; by default all GPUs.
+    """Return the strategy for training on devices such as ["GPU:0", "GPU:1"].
 
-    Several CPU devices share the one processor: a trial without GPUs.  If ``TF_CONFIG`` names
-    several workers, all GPUs of all of them.
+    Args:
+        devices: names of devices; None: all GPUs, and if ``TF_CONFIG`` names several workers, all
+            GPUs of all of them.  Several CPU devices share the one processor, to try a program
+            without GPUs.
 
     Raises:
-        RunError: ``TF_CONFIG`` is wrong, or there are ``devices`` beside it.
+        RunError: ``TF_CONFIG`` is wrong, or names several workers while ``devices`` are given.
     """
     try:
         workers = this_cluster().workers

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: training ends after the step, on all workers alike."""
+"""Ctrl-C and SIGTERM end the training after the current step, on all workers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tfdde.runs import cluster
 
 
 class Signals:
-    """Context: handle SIGINT and SIGTERM; by default raise KeyboardInterrupt.
+    """Context in which SIGINT and SIGTERM raise KeyboardInterrupt, or do as a subclass says.
 
     Attributes:
-        last: number of the last signal that came, of whatever context.
+        last: number of the last signal that came in any context; None: none came.
     """
 
     last: int | None = None
@@ -37,10 +37,10 @@ class Signals:
 
 
 class Interrupt(Signals, keras.callbacks.Callback):
-    """Ask `fit` to end after the step in which a signal came to any worker.
+    """End ``fit`` after the step in which a signal came to any worker.
 
-    A second one raises at once if it is SIGINT.  SIGTERM may come twice, to a process and to its
-    group.
+    A second SIGINT raises KeyboardInterrupt at once.  A second SIGTERM does not, since the system
+    may send it to a process and to its group.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -52,18 +52,18 @@ class Interrupt(Signals, keras.callbacks.Callback):
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.requested:
-            # Not `print`, which may not be entered again if the signal came in the middle of one.
+            # `print` fails if the signal came while another `print` was running.
             os.write(2, b"\nStopping after this step; Ctrl-C again quits at once.\n")
         self.requested, Signals.last = True, number
 
     def anywhere(self) -> bool:
-        """Whether any worker is asked to stop; all must call it together."""
+        """Whether a signal came to any worker; all of them must call it together."""
         stop = self._anywhere(self.requested)
         if stop and not self.requested:
-            Signals.last = signal.SIGTERM  # whichever it was, to another worker
+            Signals.last = signal.SIGTERM  # another worker got a signal, and knows which
         return stop
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        # Keras then ends the epoch, and so the checkpoint is written.
+        # Keras then calls `on_epoch_end`, and so the checkpoint is written.
         if self.anywhere():
             self.model.stop_training = True

@@ -1,4 +1,4 @@
-"""The folder of one training run, and training that can be stopped and resumed to the bit.
+"""The folder of one training run, whose training can be stopped and resumed exactly.
 
 The folder of a script's run::
 
@@ -9,7 +9,8 @@ The folder of a script's run::
         <phase>.csv  tensorboard/       losses by epoch
         *.png                           pictures
 
-On several hosts (``tfdde.runs.cluster``) the chief writes it, and the others write a temporary one.
+On several hosts (``tfdde.runs.cluster``) the chief writes this folder, and each other worker writes
+a temporary one.
 """
 
 from __future__ import annotations
@@ -48,26 +49,26 @@ class Run:
     """A run folder.
 
     Args:
-        folder: where everything of this run is written.
-        arguments: those of the script by name, as JSON can hold them.
+        folder: path of the folder.
+        arguments: the settings of the run by name, as JSON can hold them.
         resume: continue the run in ``folder``, which must have been started with the same
             arguments but for ``NOT_COMPARED``; otherwise there must be none.
 
     Raises:
-        RunError: a run is there and ``resume`` is false, or none is there, or it was started
-            with other arguments.
+        RunError: the folder has a run and ``resume`` is false; or ``resume`` is true, and there
+            is no run or it was started with other arguments.
     """
 
     def __init__(
         self, folder: str | os.PathLike, arguments: Mapping[str, Any], resume: bool = False
     ):
         self.folder, self.resume = Path(folder), resume
-        given = json.loads(json.dumps(dict(arguments)))  # tuples become lists, as in the file
+        saved = json.loads(json.dumps(dict(arguments)))  # tuples become lists, as in the file
         config = self / "config.json"
         if resume:
             if not config.exists():
                 raise RunError(f"There is no run to resume in {self.folder}: leave out --resume.")
-            _check_same(_arguments(config), given, self.folder)
+            _check_same(_arguments(config), saved, self.folder)
         self.chief = cluster.this_cluster().rank == 0
         if not self.chief:
             self._take_copy()
@@ -79,8 +80,8 @@ class Run:
                 f"There is a run in {self.folder} already: add --resume to continue it, "
                 "or choose another --output."
             )
-        about = {
-            "arguments": given,
+        content = {
+            "arguments": saved,
             "versions": {
                 "tfdde": __version__,
                 **{m.__name__: m.__version__ for m in (tf, keras, np)},
@@ -89,14 +90,14 @@ class Run:
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
         with atomic(config) as beside:
-            beside.write_text(json.dumps(about, indent=2) + "\n")
+            beside.write_text(json.dumps(content, indent=2) + "\n")
 
     def __truediv__(self, name: str) -> Path:
         """A path in the folder, as with ``pathlib``."""
         return self.folder / name
 
     def _take_copy(self) -> None:
-        """Go on in a temporary folder: the chief's models and logs are the same."""
+        """Continue in a temporary folder, since the chief writes the same models and logs."""
         self._temporary = tempfile.TemporaryDirectory()  # removed with this object
         shared, self.folder = self.folder, Path(self._temporary.name)
         if self.resume:
@@ -121,25 +122,25 @@ class Run:
     ) -> bool:
         """Train a compiled model up to ``steps`` iterations, and save it to ``<phase>.keras``.
 
-        A run resumed from any step ends with the very weights of an uninterrupted one, and
-        logs the same epochs (an epoch that was interrupted with the mean loss of the steps
-        since).  Ctrl-C or SIGTERM, to any of several workers, finishes the step, saves the state
-        and returns; Ctrl-C after it raises KeyboardInterrupt at once, with the last checkpoint
-        whole.
+        A run that is resumed from any step ends with exactly the weights of an uninterrupted one
+        and logs the same epochs; the loss logged for an interrupted epoch is the mean over its
+        steps since the resume.  Ctrl-C or SIGTERM, to any of several workers, ends the training
+        after the current step and saves the state.  A second Ctrl-C raises KeyboardInterrupt at
+        once and leaves the last checkpoint whole.
 
         Args:
             phase: name of the files.
-            model: a ``DDE`` or ``Generator``; of its ``steps_per_execution`` the largest common
-                divisor with an epoch's steps counts.
+            model: a ``DDE`` or ``Generator``.  If its ``steps_per_execution`` does not divide the
+                steps of an epoch, the greatest common divisor of both is taken.
             batches: ``batches(k)`` is the infinite dataset of batches from number k on.
-            steps: iterations in all.
+            steps: number of iterations in all.
             epoch_steps: iterations of an epoch, after which losses are logged and the state
                 is saved.
-            callbacks: more callbacks; a ``KeepBest`` with a file in this folder may end the
+            callbacks: further callbacks; a ``KeepBest`` with a file in this folder may end the
                 training before ``steps``.
 
         Returns:
-            False if Ctrl-C or SIGTERM ended it, True if it is complete.
+            False if Ctrl-C or SIGTERM ended the training, True if it is complete.
 
         Raises:
             RunError: the checkpoint is damaged, or of another model.
@@ -153,8 +154,8 @@ class Run:
         with Interrupt(model.distribute_strategy) as interrupt:
             while True:
                 if load:
-                    # Also after each `fit`, whose end puts the optimizer's averages (`use_ema`)
-                    # in place of the weights: the checkpoint has the weights to go on from.
+                    # Also after each `fit`: at its end Keras replaces the weights by the
+                    # optimizer's averages (`use_ema`), but training goes on from the weights.
                     load_checkpoint(model, checkpoint.path)
                 start = int(model.optimizer.iterations.numpy())
                 epoch, done = divmod(start, epoch_steps)
@@ -162,8 +163,8 @@ class Run:
                 interrupted = interrupt.anywhere()
                 if complete or interrupted:
                     break
-                # One `fit` for all whole epochs; one for the rest of an epoch that was
-                # interrupted, and for a last epoch that is shorter than the others.
+                # One `fit` trains all whole epochs.  Another one trains the rest of an epoch that
+                # was interrupted, or a last epoch that is shorter than the others.
                 whole = 0 if done else (steps - start) // epoch_steps
                 part = epoch_steps if whole else min(epoch_steps - done, steps - start)
                 model.group_steps(math.gcd(group, part))
@@ -172,7 +173,7 @@ class Run:
                     initial_epoch=epoch,
                     epochs=epoch + max(whole, 1),
                     steps_per_epoch=part,
-                    # No bars in a log file.
+                    # A log file gets a line for each epoch instead of progress bars.
                     verbose=("auto" if sys.stdout.isatty() else 2) if self.chief else 0,
                     callbacks=[
                         log,
@@ -184,7 +185,7 @@ class Run:
                 )
                 load = True
         model.group_steps(group)
-        if start > 0:  # the averages are zeros before
+        if start > 0:  # before the first step the averages are zeros
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.save(phase, model)
         if interrupted and not complete:
@@ -203,10 +204,10 @@ class Run:
 
 
 class _Log(keras.callbacks.Callback):
-    """The losses of each epoch in a CSV file.
+    """Write the losses of each epoch to a CSV file.
 
     Unlike ``keras.callbacks.CSVLogger`` it replaces the rows of epochs that are trained again
-    after a resume, and leaves no half-written line and no open file, whatever ends the training.
+    after a resume.  It leaves no half-written line and no open file, whatever ends the training.
     """
 
     def __init__(self, path: Path):

@@ -1,6 +1,6 @@
-"""The noise level, chosen by the data: the paper leaves it to be set by hand.
+"""Choice of the noise level by held-out likelihood; in the paper it is set by hand.
 
-``select_sigma`` reads one density of many levels at each of them; ``tfdde.tuning.search``, which
+``select_sigma`` reads one density of many levels at each of them. ``tfdde.tuning.search``, which
 needs keras-tuner and is imported by its own name, trains a density for each trial.
 """
 

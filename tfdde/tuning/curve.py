@@ -17,28 +17,30 @@ from tfdde.partition.result import LogPartition
 from tfdde.utils.checks import check_integer, check_pixels, check_rows
 from tfdde.utils.statistics import QUANTILE, mean_and_error
 
-ENOUGH = 1_000  # held-out rows from which the samples for log Z can start
-OVERFIT = 0.1  # nats, beyond what chance explains, that are worth a warning
+ENOUGH = 1_000  # held-out rows that suffice as starts of the samples for log Z
+OVERFIT = 0.1  # nats, the least difference that is worth a warning
 
 
 class OverfittingWarning(UserWarning):
-    """A density gives the rows that it was trained on more than others of their kind."""
+    """A density gives its training rows a higher likelihood than held-out rows."""
 
 
 def overfitting(training: Any, held_out: Any) -> str | None:
-    """What a density knows by heart, as a sentence, or None.
+    """Return an overfitting warning, or None.
 
-    The mean log-densities of two sets of rows differ by chance alone, whatever the density, unless
-    it was trained on one of them: what is left beyond three standard errors was learned by heart.
-    It is missing where it counts: a density that beats the truth on its training rows loses to it
-    on others.
+    The mean log-densities of two sets of rows of one distribution differ by chance only, unless
+    the density was trained on one of the sets.  A difference of more than three standard errors
+    shows that it has memorised training rows; it then has a lower likelihood on other rows.
 
     Args:
-        training, held_out: log-densities of rows of one distribution, (rows,) each, in nats; log Z
-            cancels, so they may be unnormalised.
+        training, held_out: log-densities of training and held-out rows, (rows,) each, in nats;
+            they may be unnormalised, since log Z cancels.
 
     Returns:
-        A warning if the difference exceeds three standard errors and a tenth of a nat.
+        A warning if the difference exceeds three standard errors and 0.1 nats.
+
+    >>> tfdde.tuning.overfitting(training=np.full(500, -1.0), held_out=np.full(500, -3.0))
+    'Over-fitting: training rows have a log-likelihood 2.00 ± 0.00 nats above ...'
     """
     held_out_mean, held_out_error = mean_and_error(np.asarray(held_out, np.float64))
     mean, error = mean_and_error(np.asarray(training, np.float64), held_out_error)
@@ -46,8 +48,8 @@ def overfitting(training: Any, held_out: Any) -> str | None:
     if not gap > max(OVERFIT, 3.0 * error):
         return None
     return (
-        f"Over-fitting: rows that the density was trained on have {gap:.2f} ± {error:.2f} nats "
-        "more than held-out ones. Use a larger sigma, fewer steps (stop at the lowest validation "
+        f"Over-fitting: training rows have a log-likelihood {gap:.2f} ± {error:.2f} nats above "
+        "that of held-out rows. Use a larger sigma, fewer steps (stop at the lowest validation "
         "loss), a smaller network, or more rows."
     )
 
@@ -58,14 +60,16 @@ class SigmaCurve:
 
     Attributes:
         sigmas: the levels, increasing, float64 (levels,).
-        log_likelihood: means over the rows, in nats, (levels,).
-        standard_error: of the mean over the rows and of log Z, in quadrature, (levels,).
+        log_likelihood: means over the held-out rows, in nats, (levels,).
+        standard_error: of ``log_likelihood``: that of the mean over the rows and that of log Z in
+            quadrature, (levels,).
         partitions: log Z at each level.
-        best: the index of the level with the highest log-likelihood, of those whose log Z is
-            trusted; 0, the lowest, if none is.
-        one_standard_error: the index of the highest such level that is within one standard error
-            of the best: the smoothest density that the rows can't tell from it.
-        training: the same means over the training rows, (levels,), if these were given.
+        best: index of the level with the highest log-likelihood among those whose log Z is
+            trusted; 0, the lowest level, if none is trusted.
+        one_standard_error: index of the highest trusted level whose log-likelihood is within one
+            standard error of the best: the smoothest density that the rows can't distinguish from
+            the best.
+        training: means over the training rows, (levels,), if these were given.
     """
 
     sigmas: np.ndarray
@@ -78,12 +82,12 @@ class SigmaCurve:
 
     @property
     def lower(self) -> np.ndarray:
-        """Lower ends of the intervals of 95 %, (levels,)."""
+        """Lower ends of the 95 % intervals, (levels,)."""
         return self.log_likelihood - QUANTILE * self.standard_error
 
     @property
     def upper(self) -> np.ndarray:
-        """Upper ends of the intervals of 95 %, (levels,)."""
+        """Upper ends of the 95 % intervals, (levels,)."""
         return self.log_likelihood + QUANTILE * self.standard_error
 
     def __str__(self) -> str:
@@ -98,7 +102,7 @@ class SigmaCurve:
 
 
 def ladder_starts(training: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Rows that samples for log Z start at: held-out ones, or all if these are few."""
+    """Return the rows at which samples for log Z start: held-out rows, with few of them all."""
     return held_out if len(held_out) >= ENOUGH else np.concatenate([training, held_out])
 
 
@@ -112,24 +116,24 @@ def select_sigma(
     moves: int = 5,
     seed: int = 0,
 ) -> SigmaCurve:
-    """Held-out log-likelihood at every level of a density trained with ``LogUniform`` noise.
+    """Find the held-out log-likelihood at every level of a density.
 
-    One ladder gives log Z at all of them.  The density stays as it is; to read it at the level
-    found, give its noise that ``sigma``.
+    One ladder gives log Z at all levels.  The density stays as it is; to read it at the level
+    found, set the ``sigma`` of its noise.
 
     Args:
-        dde: the density.
-        validation: held-out rows, clean, shape (rows, *shape), in the data's own units.
-        training: rows that it was trained on; with them an ``OverfittingWarning`` says so if the
-            density of the best level knows them by heart.
-        starts: rows that the ladder's samples start at, by default ``validation``; a few dozen
-            do not suffice.
-        samples: of the ladder at each level.
+        dde: a density trained with ``LogUniform`` noise.
+        validation: held-out rows without noise, shape (rows, *shape), in the data's own units.
+        training: rows that the density was trained on; with them an ``OverfittingWarning`` tells
+            whether the density of the best level has memorised them.
+        starts: rows at which the ladder's samples start, by default ``validation``; a few dozen
+            rows are too few.
+        samples: number of samples of the ladder at each level.
         moves: Monte Carlo steps of the ladder at each level.
         seed: of the ladder.
 
     Raises:
-        ValueError: the density has one level only, or wrong rows.
+        ValueError: the density has one level only, or the rows are wrong.
     """
     if not isinstance(dde.noise, LogUniform):
         raise ValueError(
@@ -144,8 +148,10 @@ def select_sigma(
     rows = check_rows(validation, "validation", dde.data_shape)
     start = rows if starts is None else check_rows(starts, "starts", dde.data_shape)
     known = None if training is None else check_rows(training, "training", dde.data_shape)
-    given = {"validation": rows, "starts": start} | ({} if known is None else {"training": known})
-    for name, array in given.items():
+    arrays = {"validation": rows, "starts": start}
+    if known is not None:
+        arrays["training"] = known
+    for name, array in arrays.items():
         if len(array) < 2:
             raise ValueError(f"`{name}` must have at least 2 rows, got {len(array)}.")
     samples = check_integer(samples, "samples", 100)
@@ -156,48 +162,59 @@ def select_sigma(
         return dde.inside(tf.constant(rows)).numpy()
 
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
-    # At the highest level, next to nothing of the data is left.
-    found = ladder(dde.evaluator, inside(start), levels, samples, moves, seed)[:-1]
+    # The highest level is left out: hardly anything of the data remains there.
+    partitions = ladder(dde.evaluator, inside(start), levels, samples, moves, seed)[:-1]
     jacobian = 0.0 if dde.normalization is None else float(dde.log_scale())
 
     def log_densities(rows: np.ndarray) -> list[np.ndarray]:
         flat = inside(rows).reshape(len(rows), -1)
-        return [dde.evaluator(flat, each.sigma) - each.value + jacobian for each in found]
+        return [dde.evaluator(flat, z.sigma) - z.value + jacobian for z in partitions]
 
     values = log_densities(rows)
-    pairs = zip(values, found, strict=True)
-    means, errors = zip(*(mean_and_error(v, each.standard_error) for v, each in pairs), strict=True)
-    best, one_standard_error = _choose(found, means, errors)
-    heart = None
+    pairs = zip(values, partitions, strict=True)
+    means, errors = zip(*(mean_and_error(v, z.standard_error) for v, z in pairs), strict=True)
+    best, one_standard_error = _choose(partitions, means, errors)
+    training_means = None
     if known is not None:
         learned = log_densities(known)
         if message := overfitting(learned[best], values[best]):
             warnings.warn(message, OverfittingWarning, stacklevel=2)
-        heart = np.array([v.mean() for v in learned])
+        training_means = np.array([v.mean() for v in learned])
     return SigmaCurve(
-        np.array([each.sigma for each in found]),
+        np.array([z.sigma for z in partitions]),
         np.array(means),
         np.array(errors),
-        tuple(found),
+        tuple(partitions),
         best,
         one_standard_error,
-        heart,
+        training_means,
     )
 
 
-def _choose(found: Sequence[LogPartition], means: Any, errors: Any) -> tuple[int, int]:
+def _choose(partitions: Sequence[LogPartition], means: Any, errors: Any) -> tuple[int, int]:
     """``best`` and ``one_standard_error`` of a ``SigmaCurve``."""
-    usable = [k for k, each in enumerate(found) if each.trusted] or [0]
+    usable = [k for k, z in enumerate(partitions) if z.trusted] or [0]
     best = max(usable, key=lambda k: means[k])
     within = [k for k in usable if k >= best and means[k] >= means[best] - errors[best]]
     return best, max(within)
 
 
 def split(x: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Training and held-out rows of each of ``folds`` parts, in an order drawn by ``seed``.
+    """Split rows into ``folds`` pairs of training and held-out rows for cross-validation.
+
+    Args:
+        x: array, shape (rows, ...).
+        folds: number of parts, each of which is held out once.
+        seed: of the random order of the rows.
+
+    Returns:
+        A list of pairs (training rows, held-out rows).
 
     Raises:
-        ValueError: fewer than two rows a part.
+        ValueError: a part would have fewer than two rows.
+
+    >>> [len(held_out) for _, held_out in tfdde.tuning.split(np.arange(10), folds=4, seed=0)]
+    [3, 3, 2, 2]
     """
     folds = check_integer(folds, "folds", 2)
     if len(x) < 2 * folds:
@@ -209,19 +226,19 @@ def split(x: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.nda
 
 
 def mean_curve(curves: Sequence[SigmaCurve], rows: Sequence[int]) -> SigmaCurve:
-    """The curve of several held-out sets together, each with a density of its own.
+    """Combine the curves of several held-out sets, each of its own density.
 
     Args:
         curves: with the same levels.
-        rows: of each set.
+        rows: number of rows of each held-out set.
 
     Returns:
-        Means weighted by rows, their errors in quadrature; of log Z at each level the least
-        certain.
+        The curve of means weighted by rows, with their errors in quadrature and, at each level,
+        the least certain log Z.
     """
     means = np.average([c.log_likelihood for c in curves], axis=0, weights=rows)
     weighted = [count * c.standard_error for c, count in zip(curves, rows, strict=True)]
     errors = np.linalg.norm(weighted, axis=0) / np.sum(rows)
     levels = zip(*(c.partitions for c in curves), strict=True)
-    found = tuple(max(level, key=lambda z: (not z.trusted, z.standard_error)) for level in levels)
-    return SigmaCurve(curves[0].sigmas, means, errors, found, *_choose(found, means, errors))
+    worst = tuple(max(level, key=lambda z: (not z.trusted, z.standard_error)) for level in levels)
+    return SigmaCurve(curves[0].sigmas, means, errors, worst, *_choose(worst, means, errors))

@@ -1,4 +1,4 @@
-"""The densities that a search over sigma trains: one recipe, with ranges."""
+"""The densities that a search over sigma trains: one recipe with ranges of its settings."""
 
 from __future__ import annotations
 
@@ -27,28 +27,31 @@ except ImportError as error:
 
 
 EPOCH = 50  # steps, at least
-VALIDATED = 4_096  # noisy rows of a validation; few rows are taken repeatedly, with other noise
+VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each with other noise
 STOPS = 5  # lengths of training that cross-validation compares, each half the next
 Range = float | tuple[float, float]
 
 
 class Densities(keras_tuner.HyperModel):
-    """Densities of a table, one for each sigma, and if asked for each width, depth and rate.
+    """Densities of a table for the search over sigma and, if wanted, width, depth and rate.
 
-    A pair of bounds is searched, on a logarithmic scale; a number is what it is.  Columns are
-    standardised, and sigma is in their standard deviations.
+    A pair of bounds is a range to search on a logarithmic scale; a number is a fixed value.  The
+    columns are standardised, and sigma is in units of their standard deviations.
 
     Args:
-        x: training rows (rows, n), which scales, base and first layer are taken from.
-        sigma: bounds of the noise level at which the density is read.
-        sigma_max: train at all levels from sigma to this one, of which the ladder needs all; None:
-            at sigma alone, as in the paper, and then log Z needs another method.
-        width, depth: of the network.
-        learning_rate: Adam's at the start; it falls to 0 by a cosine over the epochs.
+        x: training rows, shape (rows, n), from which scales, base and first layer are taken.
+        sigma: the noise level at which the density is read, or its bounds.
+        sigma_max: the density is trained at all levels from sigma to this one, as the ladder
+            needs it; None: it is trained at sigma alone, as in the paper, and log Z needs another
+            method.
+        width, depth: units of a layer and number of residual layers, or their bounds.
+        learning_rate: Adam's at the start, or its bounds; it falls to 0 by a cosine over the
+            epochs.
         batch_size: rows of a step.
-        patience: epochs without a lower validation loss that end a trial.
+        patience: number of epochs without a lower validation loss after which a trial ends.
         seed: of weights, batches and noise, the same in all trials.
-        jit_compile: by XLA; False suits trainings of a few seconds, which compiling would double.
+        jit_compile: compile by XLA; False suits trainings of a few seconds, whose time the
+            compilation would double.
 
     Raises:
         ValueError: wrong rows, or a bound that is not positive or not below the other.
@@ -98,9 +101,9 @@ class Densities(keras_tuner.HyperModel):
         }
 
     def of(self, x: Any) -> Densities:
-        """The same densities of other rows (rows, n), which scales and base are taken from."""
+        """Return the hypermodel with the same settings for other rows, shape (rows, n)."""
         rows = check_rows(x, "x", self.x.shape[1:])
-        # Not a copy: keras-tuner's HyperModel binds `build` to the very object.
+        # copy.copy fails here, since keras-tuner's HyperModel binds `build` to one object.
         return type(self)(rows, **self.arguments)
 
     def _value(self, hp: Any, name: str, whole: bool = False) -> Any:
@@ -110,7 +113,7 @@ class Densities(keras_tuner.HyperModel):
         return (hp.Int if whole else hp.Float)(name, *bounds, sampling="log")
 
     def build(self, hp: Any) -> DDE:
-        """A compiled density, adapted to the rows."""
+        """Return a compiled density that is adapted to the rows."""
         sigma = self._value(hp, "sigma")
         width, depth = self._value(hp, "width", True), self._value(hp, "depth", True)
         rate = self._value(hp, "rate")
@@ -122,11 +125,11 @@ class Densities(keras_tuner.HyperModel):
         return dde
 
     def fit(self, hp: Any, model: DDE, x: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Train with averaged weights, and keep those of the lowest validation loss.
+        """Train, and keep the averaged weights of the epoch with the lowest validation loss.
 
         Args:
-            hp: hyperparameters, of which none is used here.
-            model: what ``build`` returned.
+            hp: hyperparameters; ``fit`` uses none of them.
+            model: the density that ``build`` returned.
             x: training rows.
             kwargs: ``validation_data``, ``epochs``, ``initial_epoch``, ``callbacks``, ``verbose``
                 of ``DDE.fit``.
@@ -139,13 +142,14 @@ class Densities(keras_tuner.HyperModel):
         return history
 
     def refit(self, hp: Any, x: Any, trained: int, **kwargs: Any) -> DDE:
-        """A density of other rows, as of training and held-out ones together.
+        """Return a density trained on other rows, such as training and held-out rows together.
 
         Args:
             hp: hyperparameters of a trial.
             x: rows, (rows, n).
-            trained: epochs to train for, as many as were best in the trial.
-            kwargs: ``epochs``, those of the trial's schedule, and ``verbose`` of ``DDE.fit``.
+            trained: number of epochs to train for, that of the best epoch of the trial.
+            kwargs: ``epochs`` of the trial, over which the learning rate falls, and ``verbose`` of
+                ``DDE.fit``.
         """
         other = self.of(x)
         model = other.build(hp)
@@ -155,70 +159,72 @@ class Densities(keras_tuner.HyperModel):
     def follow(
         self, hp: Any, x: Any, epochs: int, read: Callable[[DDE, int], Any], verbose: Any = "auto"
     ) -> dict[int, Any]:
-        """Train a density of other rows and read it off on the way, by averaged weights.
+        """Train a density on other rows, and read it after all epochs, a half, a quarter ...
 
         Args:
             hp: hyperparameters of a trial.
             x: rows, (rows, n).
-            epochs: of the training.
-            read: what is kept of the density and the epochs behind it: all of them, a half, a
-                quarter ...
+            epochs: number of epochs.
+            read: function of the density, with its averaged weights, and of the number of epochs.
             verbose: of ``DDE.fit``.
 
         Returns:
-            What was read, by the number of epochs.
+            The results of ``read`` by the number of epochs.
         """
         stops = {max(1, epochs >> k) for k in range(STOPS)}
-        found: dict[int, Any] = {}
+        results: dict[int, Any] = {}
 
         def at_end(epoch: int, logs: Any = None) -> None:
             if epoch + 1 in stops:
                 with averaged(model):
-                    found[epoch + 1] = read(model, epoch + 1)
+                    results[epoch + 1] = read(model, epoch + 1)
 
         other = self.of(x)
         model = other.build(hp)
         reader = keras.callbacks.LambdaCallback(on_epoch_end=at_end)
         self._train(model, other.x, epochs, callbacks=[reader], epochs=epochs, verbose=verbose)
-        return found
+        return results
 
     def curve(
         self, x: Any, folds: int = 5, *, epochs: int, samples: int = 5_000, verbose: Any = "auto"
     ) -> tuple[SigmaCurve, int]:
-        """``select_sigma`` by cross-validation: for few rows, of which a fifth tells too little.
+        """Find the curve of ``select_sigma`` by cross-validation, which suits few rows.
 
-        The likelihood chooses the length of training, too: of few rows the denoising loss of
-        held-out ones is lowest long before.
+        The likelihood chooses the length of training, too: with few rows, the denoising loss of
+        held-out rows is lowest long before their likelihood is highest.
 
         Args:
             x: rows, (rows, n).
-            folds: densities to train, each without one part of the rows.
-            epochs: of the longest training; its halves, quarters ... are compared.
-            samples: of each ladder.
+            folds: number of densities to train, each without one part of the rows.
+            epochs: of the longest training; its half, quarter ... are compared with it.
+            samples: number of samples of each ladder.
             verbose: of ``DDE.fit``.
 
         Returns:
-            The curve over all rows, each under the density that was trained without it, and the
-            number of epochs, for ``refit``.
+            The curve over all rows, each row under the density that was trained without it, and
+            the number of epochs for ``refit``.
 
         Raises:
             ValueError: hyperparameters are given as ranges, or ``sigma_max`` is None.
         """
         if ranges := [name for name, v in self.space.items() if isinstance(v, tuple)]:
             raise ValueError(f"`curve` needs numbers for {ranges}, got ranges: search those first.")
-        found, counts = [], []
+        folds_read, counts = [], []
         for training, held_out in split(check_rows(x, "x", self.x.shape[1:]), folds, self.seed):
-            given = {"starts": ladder_starts(training, held_out), "samples": samples}
+            settings = {"starts": ladder_starts(training, held_out), "samples": samples}
 
             def read(
-                model: DDE, _: int, held_out: Any = held_out, given: Any = given
+                model: DDE, _: int, held_out: Any = held_out, settings: Any = settings
             ) -> SigmaCurve:
-                return select_sigma(model, held_out, seed=self.seed, **given)
+                return select_sigma(model, held_out, seed=self.seed, **settings)
 
             hp = keras_tuner.HyperParameters()
-            found.append(self.follow(hp, training, epochs, read, verbose))
+            folds_read.append(self.follow(hp, training, epochs, read, verbose))
             counts.append(len(held_out))
-        curves = {stop: mean_curve([each[stop] for each in found], counts) for stop in found[0]}
+        curves = {
+            stop: mean_curve([results[stop] for results in folds_read], counts)
+            for stop in folds_read[0]
+        }
         trained = max(curves, key=lambda stop: curves[stop].log_likelihood[curves[stop].best])
         return curves[trained], trained
 

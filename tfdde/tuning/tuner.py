@@ -1,17 +1,20 @@
 """A keras-tuner search over sigma by normalised held-out log-likelihood.
 
-The denoising loss can't choose sigma: it falls with sigma, whatever the data.  The likelihood can,
-but only if it is normalised, so that a trial ends with log Z and fails if that can't be trusted.
+The denoising loss can't choose sigma, since it falls as sigma grows, whatever the data.  The
+likelihood can, but only if it is normalised; so each trial ends with log Z, and fails if that can't
+be trusted.
 
+>>> import keras_tuner
 >>> from tfdde.tuning.search import OBJECTIVE, Densities, LikelihoodTuner
 >>> oracle = keras_tuner.oracles.BayesianOptimizationOracle(OBJECTIVE, max_trials=20)
->>> tuner = LikelihoodTuner(oracle, Densities(x, sigma=(0.02, 1.0)), directory="search")
->>> tuner.search(x, validation_data=x_validation, epochs=40)
->>> dde = tuner.get_best_models()[0]  # normalised
+>>> densities = Densities(x[:400], sigma=(0.02, 1.0))
+>>> tuner = LikelihoodTuner(oracle, densities, directory="search")
+>>> tuner.search(x[:400], validation_data=x[400:], epochs=40)  # doctest: +SKIP
+>>> dde = tuner.get_best_models()[0]  # doctest: +SKIP
 
-Run again with the same ``directory`` it goes on where it was.  With keras-tuner's environment
+A second search with the same ``directory`` continues the first.  With keras-tuner's environment
 variables (KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT) a chief hands out the
-trials and any number of workers run them; they share the directory.
+trials, and any number of workers run them; they share the directory.
 """
 
 from __future__ import annotations
@@ -35,31 +38,32 @@ from tfdde.utils.statistics import mean_and_error
 
 __all__ = ["OBJECTIVE", "Densities", "LikelihoodTuner"]
 OBJECTIVE = keras_tuner.Objective("log_likelihood", "max")
-COMPARED = 5_000  # training rows that over-fitting is judged by
+COMPARED = 5_000  # training rows whose likelihood is compared with that of held-out rows
 
 
 class LikelihoodTuner(keras_tuner.Tuner):
-    """Trains a density for each trial, normalises it, and ranks it by held-out log-likelihood.
+    """Train a density for each trial, normalise it, and rank it by held-out log-likelihood.
 
-    A trial reports ``log_likelihood``, the mean over the validation rows in nats, its
-    ``standard_error`` of rows and log Z in quadrature, and ``trained``, the epochs until the lowest
-    validation loss.  It fails with ``FailedTrialError`` if log Z
-    can't be trusted or the training diverges.  ``get_best_models`` returns densities that are
-    normalised; the folder of each trial has its as ``density.keras``.
+    A trial reports ``log_likelihood``, the mean over the validation rows in nats; its
+    ``standard_error``, that of the rows and that of log Z in quadrature; and ``trained``, the
+    number of epochs until the lowest validation loss.  It fails with ``FailedTrialError`` if log Z
+    can't be trusted or the training diverges.  ``get_best_models`` returns normalised densities;
+    the folder of each trial has its own as ``density.keras``.
 
-    Of few rows a fifth is too few to choose by: without ``validation_data`` each trial trains one
-    density for each of ``folds`` parts of the rows, on the others, so that every row is held out
-    once, and takes the length of training of the highest likelihood.  ``density.keras`` is then
-    that without the first part; ``refit`` trains on all rows.
+    With few rows, a validation split is too small to choose sigma.  Without ``validation_data``
+    the tuner cross-validates: each trial trains one density for each of ``folds`` parts of the
+    rows, on the other parts, so that every row is held out once, and takes the length of training
+    with the highest likelihood.  ``density.keras`` is then the density that was trained without
+    the first part; ``refit`` trains on all rows.
 
     Args:
         oracle: of keras-tuner, with ``OBJECTIVE``: ``RandomSearchOracle``,
             ``BayesianOptimizationOracle``, ``HyperbandOracle`` or another.
         hypermodel: ``Densities``, or another ``keras_tuner.HyperModel``, or a function of the
             hyperparameters that returns a compiled ``DDE``.
-        partition: arguments of ``DDE.log_partition``, as {"samples": 20_000}.
-        folds: parts of the rows, for a search without ``validation_data``.
-        seed: of weights drawn in ``build``, the same in all trials.
+        partition: arguments of ``DDE.log_partition``, such as {"samples": 20_000}.
+        folds: number of parts of the rows, for a search without ``validation_data``.
+        seed: of the weights drawn in ``build``, the same in all trials.
         kwargs: of ``keras_tuner.Tuner``: ``directory``, ``project_name``, ``overwrite``,
             ``distribution_strategy``.
     """
@@ -85,18 +89,18 @@ class LikelihoodTuner(keras_tuner.Tuner):
         super().__init__(oracle, hypermodel, **kwargs)
 
     def search(self, x: Any, *, validation_data: Any = None, **kwargs: Any) -> None:
-        """Run the trials that are left.
+        """Run the remaining trials.
 
         Args:
             x: training rows, (rows, n), in the data's own units.
-            validation_data: held-out rows; None: each of ``folds`` parts of ``x`` in turn.
+            validation_data: held-out rows; None: each of the ``folds`` parts of ``x`` in turn.
             kwargs: of the hypermodel's ``fit``, such as ``epochs`` and ``verbose``.
 
         Raises:
             ValueError: wrong rows.
             RuntimeError: as many trials in a row failed as the oracle allows.
         """
-        # At once: an error in a trial is one trial that failed.
+        # Checked here, because keras-tuner counts an error within a trial as a failed trial.
         rows = check_rows(x, "x", np.shape(x)[1:])
         if validation_data is None:
             if not isinstance(self.hypermodel, Densities) or isinstance(
@@ -111,7 +115,10 @@ class LikelihoodTuner(keras_tuner.Tuner):
         super().search(rows, validation_data=validation_data, **kwargs)
 
     def run_trial(self, trial: Any, x: Any, *, validation_data: Any, **kwargs: Any) -> dict:
-        """Train, normalise and evaluate one density, or one a fold; arguments as of ``search``."""
+        """Train, normalise and evaluate a density, or one for each fold.
+
+        Arguments are those of ``search``.
+        """
         run = self._validate if validation_data is not None else self._cross_validate
         try:
             result, held_out, training = run(trial, x, validation_data, **kwargs)
@@ -135,15 +142,15 @@ class LikelihoodTuner(keras_tuner.Tuner):
         if "tuner/trial_id" in hp.values:
             model.load_weights(self._folder(hp.values["tuner/trial_id"]) / "state.weights.h5")
         history = self.hypermodel.fit(hp, model, x, validation_data=validation_data, **kwargs)
-        held_out, training, found = self._read(model, x, validation_data)
-        if not found.trusted:
-            raise keras_tuner.errors.FailedTrialError(f"log Z can't be trusted: {found}")
+        held_out, training, log_z = self._read(model, x, validation_data)
+        if not log_z.trusted:
+            raise keras_tuner.errors.FailedTrialError(f"log Z can't be trusted: {log_z}")
         folder = self._folder(trial.trial_id)
         with atomic(folder / "state.weights.h5") as beside:
             model.save_weights(beside)
         with atomic(folder / "density.keras") as beside:
             model.save(beside)
-        mean, error = mean_and_error(held_out, found.standard_error)
+        mean, error = mean_and_error(held_out, log_z.standard_error)
         result = {"log_likelihood": mean, "standard_error": error}
         losses = getattr(history, "history", {}).get("val_loss")
         if losses:
@@ -157,7 +164,7 @@ class LikelihoodTuner(keras_tuner.Tuner):
         shares = np.array([len(rows) for _, rows in parts]) / len(x)
         folder = self._folder(trial.trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        found = []
+        folds_read = []
         for k, part in enumerate(parts):
             keras.utils.clear_session()
             keras.utils.set_random_seed(self.seed)
@@ -171,11 +178,12 @@ class LikelihoodTuner(keras_tuner.Tuner):
 
             strategy = self.distribution_strategy
             with strategy.scope() if strategy else contextlib.nullcontext():
-                given = trial.hyperparameters, part[0], epochs
-                found.append(self.hypermodel.follow(*given, read, verbose))
+                settings = trial.hyperparameters, part[0], epochs
+                folds_read.append(self.hypermodel.follow(*settings, read, verbose))
         results = {}
-        for stop in found[0]:
-            held_out, training, partitions = zip(*(each[stop] for each in found), strict=True)
+        for stop in folds_read[0]:
+            readings = (read_at[stop] for read_at in folds_read)
+            held_out, training, partitions = zip(*readings, strict=True)
             if all(z.trusted for z in partitions):
                 values = np.concatenate(held_out)
                 log_z = float(np.linalg.norm(shares * [z.standard_error for z in partitions]))
@@ -188,7 +196,7 @@ class LikelihoodTuner(keras_tuner.Tuner):
                 f"log Z can't be trusted in a fold: {untrusted}"
             )
         best = max(results, key=lambda stop: results[stop][0]["log_likelihood"])
-        for stop in found[0]:
+        for stop in folds_read[0]:
             path = folder / f"density-{stop}.keras"
             path.replace(folder / "density.keras") if stop == best else path.unlink()
         return results[best]
@@ -196,29 +204,29 @@ class LikelihoodTuner(keras_tuner.Tuner):
     def _read(
         self, model: DDE, x: Any, held_out: Any
     ) -> tuple[np.ndarray, np.ndarray, LogPartition]:
-        """Log-densities of held-out and training rows, and log Z."""
-        found = self._normalise(model, ladder_starts(x, held_out))
+        """Return log-densities of held-out and training rows, and log Z."""
+        log_z = self._normalise(model, ladder_starts(x, held_out))
         held_out, training = (
-            model.log_density(rows, normalized=False).numpy().astype(np.float64) - found.value
+            model.log_density(rows, normalized=False).numpy().astype(np.float64) - log_z.value
             for rows in (held_out, x[:COMPARED])
         )
-        return held_out, training, found
+        return held_out, training, log_z
 
     def _normalise(self, model: DDE, rows: Any) -> LogPartition:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This estimate can't be trusted")
             model.log_partition(rows, **self.partition)
-        assert model.partition is not None  # what it found
+        assert model.partition is not None  # `log_partition` has set it
         return model.partition
 
     def refit(self, x: Any, **kwargs: Any) -> DDE:
-        """The best trial's density trained again, normalised, on training and held-out rows.
+        """Train the best trial's density again on training and held-out rows, and normalise it.
 
-        Worth it if rows are few: a fifth more of them can matter more than what was searched.
+        With few rows this matters: a fifth more rows can improve a density more than the search.
 
         Args:
             x: all rows but those of the test, (rows, n).
-            kwargs: ``epochs``, as given to ``search``, and ``verbose``.
+            kwargs: ``epochs``, the same as for ``search``, and ``verbose``.
 
         Raises:
             ValueError: wrong rows, or log Z can't be trusted.
@@ -229,13 +237,13 @@ class LikelihoodTuner(keras_tuner.Tuner):
         keras.utils.clear_session()
         keras.utils.set_random_seed(self.seed)
         model = self.hypermodel.refit(hp, x, int(trial.metrics.get_best_value("trained")), **kwargs)
-        if not (found := self._normalise(model, x)).trusted:
-            raise ValueError(f"log Z can't be trusted after `refit`: {found}")
+        if not (log_z := self._normalise(model, x)).trusted:
+            raise ValueError(f"log Z can't be trusted after `refit`: {log_z}")
         return model
 
     def _folder(self, trial_id: str) -> Path:
         return Path(self.get_trial_dir(trial_id))
 
     def load_model(self, trial: Any) -> DDE:
-        """The normalised density of a completed trial."""
+        """Return the normalised density of a completed trial."""
         return keras.models.load_model(self._folder(trial.trial_id) / "density.keras")

@@ -11,13 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what storage says
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of storage
 
 
 class atomic:  # noqa: N801, used like a function
-    """Context manager: a path beside ``path`` to write to, renamed to it on success.
+    """Context that yields a temporary path in the same folder, renamed to ``path`` on success.
 
-    The temporary name keeps the ending, on which Keras's formats depend.
+    The temporary name has the same ending as ``path``, since Keras chooses its format by that.
+
+    >>> from pathlib import Path
+    >>> from tfdde.utils.files import atomic
+    >>> with atomic("note.txt") as temporary:
+    ...     characters = temporary.write_text("whole")
+    >>> Path("note.txt").read_text()
+    'whole'
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -42,7 +49,7 @@ class atomic:  # noqa: N801, used like a function
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to write to, renamed to it on success and removed otherwise."""
+    """Context that yields a temporary folder, renamed to ``path`` on success, else removed."""
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -54,7 +61,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or ValueError in one sentence."""
+    """Return the JSON object in a file.
+
+    Raises:
+        ValueError: the file can't be read, or holds no JSON object.
+    """
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
