@@ -31,9 +31,7 @@ EXAMPLES = list(docstrings_with_examples())
 
 
 # keras-tuner's own threads
-@pytest.mark.filterwarnings(
-    "ignore:(currentThread|getName)\\(\\) is deprecated:DeprecationWarning"
-)
+@pytest.mark.filterwarnings("ignore:(currentThread|getName)\\(\\) is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     "path, name, line, text", EXAMPLES, ids=[f"{path}:{name}" for path, name, *_ in EXAMPLES]
 )

@@ -193,11 +193,135 @@ def test_wrong_input(tmp_path, rows):
         Densities(x, width=-3)
     with pytest.raises(ValueError, match=r"`sigma_max` must exceed `sigma` \(9.0\), got 8.0"):
         Densities(x, sigma=(0.1, 9.0))
-    with pytest.raises(ValueError, match="`oracle` must have the objective"):
-        LikelihoodTuner(oracles.RandomSearchOracle("val_loss"), Densities(x), directory=tmp_path)
-    tuner = LikelihoodTuner(random_oracle(1), Densities(x, **SMALL), directory=tmp_path)
+    smallest = keras_tuner.Objective("log_likelihood", "min")
+    for objective in ("val_loss", smallest, [OBJECTIVE, smallest]):
+        oracle = oracles.RandomSearchOracle(objective)
+        with pytest.raises(ValueError, match="`oracle` must have the objective .* the maximum of"):
+            LikelihoodTuner(oracle, Densities(x), directory=tmp_path)
+    oracle, small = random_oracle(1), Densities(x, **SMALL)
+    for ignored in ({"executions_per_trial": 3}, {"max_model_size": 9}, {"optimizer": "adam"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(ignored))}` must not be given"):
+            LikelihoodTuner(oracle, small, directory=tmp_path, **ignored)
+    with pytest.raises(ValueError, match="`partition` must have arguments .*, got 'sample'"):
+        LikelihoodTuner(oracle, small, partition={"sample": 9}, directory=tmp_path)
+    tuner = LikelihoodTuner(oracle, small, directory=tmp_path)
     with pytest.raises(ValueError, match=r"`validation_data` must have shape \(rows, 2\)"):
         tuner.search(x, validation_data=held_out[:, :1])
+    with pytest.raises(ValueError, match=r"`x` must have shape \(rows, 2\), got \(2000, 1\)"):
+        tuner.search(x[:, :1], validation_data=held_out[:, :1])
+    with pytest.raises(ValueError, match="`search` takes callbacks, epochs, verbose, got `batch"):
+        tuner.search(x, validation_data=held_out, batch_size=3)
+    with pytest.raises(ValueError, match="`search` takes epochs, verbose, got `callbacks`"):
+        tuner.search(x, callbacks=[])
+    with pytest.raises(ValueError, match="`epochs` must be an integer >= 1, got 0"):
+        tuner.search(x, validation_data=held_out, epochs=0)
+    hyperband = oracles.HyperbandOracle(OBJECTIVE, max_epochs=3)
+    tuner = LikelihoodTuner(hyperband, small, directory=tmp_path / "hyperband")
+    with pytest.raises(ValueError, match="`epochs` must be 3, the oracle's `max_epochs`.* got 4"):
+        tuner.search(x, validation_data=held_out, epochs=4)
+
+
+def test_what_fails_in_every_trial_is_raised_at_once(tmp_path, rows):
+    x, held_out = rows
+    small = Densities(x, 0.3, **SMALL)
+
+    def other(hp):
+        return 3
+
+    for k, (hypermodel, error, message) in enumerate(
+        [
+            (small.build, ValueError, r"`x` must have shape \(rows, 2\), as the density .* 1\)"),
+            (other, TypeError, "`hypermodel` must build a compiled tfdde.DDE, got int"),
+        ]
+    ):
+        tuner = LikelihoodTuner(random_oracle(9), hypermodel, directory=tmp_path / str(k))
+        with pytest.raises(error, match=message):
+            tuner.search(x[:, :1], validation_data=held_out[:, :1], verbose=0)
+        assert len(tuner.oracle.trials) == 1
+    # log Z at one level can't be found by the ladder, whatever the hyperparameters.
+    one = Densities(x, (0.2, 0.4), sigma_max=None, **SMALL)
+    ladder = LikelihoodTuner(
+        random_oracle(9), one, partition={"method": "ladder"}, directory=tmp_path / "one"
+    )
+    with pytest.raises(ValueError, match="ladder"):
+        ladder.search(x, validation_data=held_out, epochs=1, verbose=0)
+    assert len(ladder.oracle.trials) == 1
+
+
+def test_another_search_does_not_continue_one(tmp_path, rows, monkeypatch):
+    """Nor returns its best density: other data, ranges or settings are refused."""
+    (x, held_out), trained, one = rows, [], np.float64(1.0)
+
+    def run_trial(self, trial, x, **kwargs):
+        trained.append(trial.trial_id)
+        return {"log_likelihood": 1.0}
+
+    monkeypatch.setattr(LikelihoodTuner, "run_trial", run_trial)
+
+    def tuner(x=x, sigma=(0.2, one), **kwargs):
+        densities = Densities(x, sigma, **SMALL)
+        return LikelihoodTuner(random_oracle(2), densities, directory=tmp_path, **kwargs)
+
+    def search(tuner, x=x, validation_data=held_out, epochs=2):
+        tuner.search(x, validation_data=validation_data, epochs=epochs, verbose=0)
+
+    search(tuner())
+    search(tuner())
+    assert len(trained) == 2
+    for changed, name in [
+        ({"x": x[:-1]}, "rows of the hypermodel = '2000 x 2, crc32 "),
+        ({"sigma": (0.2, 1.1)}, r"sigma = \[0.2, 1.0\], not \[0.2, 1.1\]"),
+        ({"partition": {"samples": 999}}, "partition = "),
+        ({"seed": 4}, "seed of the tuner = 0, not 4"),
+    ]:
+        with pytest.raises(ValueError, match=f"The search in .* was started with {name}.*overwr"):
+            tuner(**changed)
+    for changed, name in [
+        ({"x": -x}, "x = '2000 x 2, crc32"),
+        ({"validation_data": -held_out}, "validation_data = '2000 x 2"),
+        ({"validation_data": None}, "folds = None, not 5"),
+        ({"epochs": 3}, "epochs = 2, not 3"),
+    ]:
+        with pytest.raises(ValueError, match=f"The search in .* was started with {name}"):
+            search(tuner(), **changed)
+    assert len(trained) == 2
+    search(tuner(sigma=(0.2, 1.1), overwrite=True))
+    assert len(trained) == 4
+    (tmp_path / "untitled_project" / "search.json").write_text("{")
+    with pytest.raises(ValueError, match="search.json can't be read as a JSON object"):
+        tuner(sigma=(0.2, 1.1))
+
+
+def test_ranges_of_a_function_count_too(tmp_path, rows, monkeypatch):
+    x, held_out = rows
+    monkeypatch.setattr(LikelihoodTuner, "run_trial", lambda *args, **kwargs: 1.0)
+    build = Densities(x, 0.3, **SMALL).build
+
+    def tuner(high):
+        def hypermodel(hp):
+            hp.Float("rate", 1e-4, high)
+            return build(hp)
+
+        return LikelihoodTuner(random_oracle(1), hypermodel, directory=tmp_path)
+
+    tuner(1e-2).search(x, validation_data=held_out, verbose=0)
+    tuner(1e-2)
+    with pytest.raises(ValueError, match="was started with the range of rate = .*0.01.*0.02"):
+        tuner(2e-2)
+
+
+def test_refit_by_a_function(tmp_path, rows):
+    x, held_out = rows
+    build = Densities(x, 0.3, **SMALL).build
+    tuner = LikelihoodTuner(
+        random_oracle(1), lambda hp: build(hp), partition={"samples": 1_000}, directory=tmp_path
+    )
+    fit = {"epochs": 3, "batch_size": 200, "verbose": 0}
+    tuner.search(x, validation_data=held_out, **fit)
+    everything = np.concatenate([x, held_out])
+    again = tuner.refit(everything, batch_size=200, verbose=0)
+    assert again.optimizer.iterations == 3 * 20  # as many epochs as were searched, of all rows
+    assert again.normalized
 
 
 TINY = ["--width=16", "--depth=1", "--epochs=2", "--samples=1000", "--no-jit"]

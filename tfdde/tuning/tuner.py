@@ -20,6 +20,7 @@ trials, and any number of workers run them; they share the directory.
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import numpy as np
 from tfdde.models.dde import DDE
 from tfdde.models.trainer import DivergedError
 from tfdde.partition.result import LogPartition
+from tfdde.tuning import search_record
 from tfdde.tuning.curve import OverfittingWarning, ladder_starts, overfitting, split
 from tfdde.tuning.hypermodel import Densities, keras_tuner
 from tfdde.utils.checks import check_integer, check_rows
@@ -37,6 +39,9 @@ from tfdde.utils.files import atomic
 from tfdde.utils.statistics import mean_and_error
 
 __all__ = ["OBJECTIVE", "Densities", "LikelihoodTuner"]
+# Arguments of keras_tuner.Tuner that have an effect here, and those of a search for log Z.
+HEEDED = {"directory", "project_name", "overwrite", "tuner_id", "distribution_strategy"}
+PARTITION_ARGUMENTS = {"method", "sigma", "samples", "moves", "seed"}
 OBJECTIVE = keras_tuner.Objective("log_likelihood", "max")
 COMPARED = 5_000  # training rows whose likelihood is compared with that of held-out rows
 
@@ -65,7 +70,11 @@ class LikelihoodTuner(keras_tuner.Tuner):
         folds: number of parts of the rows, for a search without ``validation_data``.
         seed: of the weights drawn in ``build``, the same in all trials.
         kwargs: of ``keras_tuner.Tuner``: ``directory``, ``project_name``, ``overwrite``,
-            ``distribution_strategy``.
+            ``tuner_id``, ``distribution_strategy``.  Its other arguments are refused.
+
+    Raises:
+        ValueError: another objective, a wrong argument, or a ``directory`` with a search that was
+            started with other ranges or settings.
     """
 
     def __init__(
@@ -78,15 +87,44 @@ class LikelihoodTuner(keras_tuner.Tuner):
         seed: int = 0,
         **kwargs: Any,
     ):
-        if getattr(oracle.objective, "name", None) != OBJECTIVE.name:
+        objective = getattr(oracle, "objective", None)
+        wanted = OBJECTIVE.name, OBJECTIVE.direction
+        if (getattr(objective, "name", None), getattr(objective, "direction", None)) != wanted:
             raise ValueError(
-                f"`oracle` must have the objective tfdde.tuning.search.OBJECTIVE, got "
-                f"{oracle.objective!r}."
+                "`oracle` must have the objective tfdde.tuning.search.OBJECTIVE, the maximum of "
+                f"log_likelihood, got {objective}."
+            )
+        if ignored := sorted(kwargs.keys() - HEEDED):
+            raise ValueError(
+                f"`{ignored[0]}` must not be given: each trial trains one density, or one for each "
+                f"fold, as `hypermodel` builds and compiles it. Of keras_tuner.Tuner's arguments "
+                f"LikelihoodTuner takes {', '.join(sorted(HEEDED))}."
+            )
+        if unknown := sorted(set(partition or {}) - PARTITION_ARGUMENTS):
+            raise ValueError(
+                f"`partition` must have arguments of DDE.log_partition, "
+                f"{', '.join(sorted(PARTITION_ARGUMENTS))}, got {unknown[0]!r}."
             )
         self.partition = {"samples": 5_000} | (partition or {})
         self.folds = check_integer(folds, "folds", 2)
-        self.seed = seed
+        self.seed = check_integer(seed, "seed", 0)
+        self._max_epochs = getattr(oracle, "max_epochs", None)  # Hyperband's
         super().__init__(oracle, hypermodel, **kwargs)
+        self._record = Path(self.project_dir) / "search.json"
+        if self._record.exists():
+            search_record.check(self._record, self._settings)
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
+        """Return what the results of trials depend on, but for the data of ``search``."""
+        settings = {"partition": self.partition, "seed of the tuner": self.seed}
+        if isinstance(self.hypermodel, Densities):
+            rows = search_record.checksum(self.hypermodel.x)
+            return settings | self.hypermodel.arguments | {"rows of the hypermodel": rows}
+        space = keras_tuner.HyperParameters()
+        self.hypermodel.build(space)
+        ranges = {f"the range of {hp.name}": hp.get_config() for hp in space.space}
+        return settings | ranges
 
     def search(self, x: Any, *, validation_data: Any = None, **kwargs: Any) -> None:
         """Run the remaining trials.
@@ -94,24 +132,41 @@ class LikelihoodTuner(keras_tuner.Tuner):
         Args:
             x: training rows, (rows, n), in the data's own units.
             validation_data: held-out rows; None: each of the ``folds`` parts of ``x`` in turn.
-            kwargs: of the hypermodel's ``fit``, such as ``epochs`` and ``verbose``.
+            kwargs: of the hypermodel's ``fit``: ``epochs``, which Hyperband has from its oracle,
+                ``verbose`` and, with ``validation_data``, ``callbacks``.
 
         Raises:
-            ValueError: wrong rows.
+            ValueError: wrong rows or arguments, or the folder has a search of other data.
             RuntimeError: as many trials in a row failed as the oracle allows.
         """
         # Checked here, because keras-tuner counts an error within a trial as a failed trial.
-        rows = check_rows(x, "x", np.shape(x)[1:])
+        ours = isinstance(self.hypermodel, Densities)
+        shape = self.hypermodel.x.shape[1:] if ours else np.shape(x)[1:]
+        rows = check_rows(x, "x", shape)
+        heeded = {"epochs", "verbose"} | ({"callbacks"} if validation_data is not None else set())
+        if ours and (unknown := sorted(kwargs.keys() - heeded)):
+            raise ValueError(f"`search` takes {', '.join(sorted(heeded))}, got `{unknown[0]}`.")
         if validation_data is None:
-            if not isinstance(self.hypermodel, Densities) or isinstance(
-                self.oracle, keras_tuner.oracles.HyperbandOracle
-            ):
+            if not ours or self._max_epochs is not None:
                 raise ValueError(
                     "`validation_data` may be None only for `Densities`, and not with Hyperband."
                 )
             split(rows, self.folds, self.seed)
         else:
             validation_data = check_rows(validation_data, "validation_data", rows.shape[1:])
+        epochs = check_integer(kwargs.get("epochs", self._max_epochs or 1), "epochs")
+        if epochs != (self._max_epochs or epochs):
+            raise ValueError(
+                f"`epochs` must be {self._max_epochs}, the oracle's `max_epochs`, or be left out, "
+                f"got {epochs}."
+            )
+        facts = self._settings | {
+            "x": search_record.checksum(rows),
+            "validation_data": search_record.checksum(validation_data),
+            "folds": self.folds if validation_data is None else None,
+            "epochs": epochs,
+        }
+        search_record.check(self._record, facts, keep=True)
         super().search(rows, validation_data=validation_data, **kwargs)
 
     def run_trial(self, trial: Any, x: Any, *, validation_data: Any, **kwargs: Any) -> dict:
@@ -124,6 +179,11 @@ class LikelihoodTuner(keras_tuner.Tuner):
             result, held_out, training = run(trial, x, validation_data, **kwargs)
         except DivergedError as diverged:
             raise keras_tuner.errors.FailedTrialError(str(diverged)) from diverged
+        except (TypeError, ValueError) as error:
+            if not isinstance(self.hypermodel, Densities):
+                raise
+            # Whatever the hyperparameters are: the next trial would end so, too.
+            raise keras_tuner.errors.FatalValueError(str(error)) from error
         if message := overfitting(training, held_out):
             warnings.warn(f"trial {trial.trial_id}: {message}", OverfittingWarning, stacklevel=2)
         return result
@@ -136,6 +196,7 @@ class LikelihoodTuner(keras_tuner.Tuner):
         keras.utils.set_random_seed(self.seed)
         with strategy.scope() if strategy else contextlib.nullcontext():
             model = self.hypermodel.build(hp)
+        _check_model(model, x)
         if "tuner/epochs" in hp.values:  # Hyperband's
             kwargs["epochs"] = hp.values["tuner/epochs"]
             kwargs["initial_epoch"] = hp.values["tuner/initial_epoch"]
@@ -224,19 +285,28 @@ class LikelihoodTuner(keras_tuner.Tuner):
 
         With few rows this matters: a fifth more rows can improve a density more than the search.
 
+        A hypermodel other than ``Densities`` is fitted as in a trial, without validation.
+
         Args:
             x: all rows but those of the test, (rows, n).
-            kwargs: ``epochs``, the same as for ``search``, and ``verbose``.
+            kwargs: ``epochs``, by default those of ``search``, and ``verbose``.
 
         Raises:
             ValueError: wrong rows, or log Z can't be trusted.
         """
         trial = self.oracle.get_best_trials()[0]
         hp = trial.hyperparameters
-        kwargs["epochs"] = hp.values.get("tuner/epochs", kwargs.get("epochs", 1))
+        searched = search_record.read(self._record).get("epochs", 1)
+        kwargs["epochs"] = hp.values.get("tuner/epochs", kwargs.get("epochs", searched))
         keras.utils.clear_session()
         keras.utils.set_random_seed(self.seed)
-        model = self.hypermodel.refit(hp, x, int(trial.metrics.get_best_value("trained")), **kwargs)
+        if isinstance(self.hypermodel, Densities):
+            trained = int(trial.metrics.get_best_value("trained"))
+            model = self.hypermodel.refit(hp, x, trained, **kwargs)
+        else:
+            model = self.hypermodel.build(hp)
+            _check_model(model, x)
+            self.hypermodel.fit(hp, model, x, **kwargs)
         if not (log_z := self._normalise(model, x)).trusted:
             raise ValueError(f"log Z can't be trusted after `refit`: {log_z}")
         return model
@@ -247,3 +317,16 @@ class LikelihoodTuner(keras_tuner.Tuner):
     def load_model(self, trial: Any) -> DDE:
         """Return the normalised density of a completed trial."""
         return keras.models.load_model(self._folder(trial.trial_id) / "density.keras")
+
+
+def _check_model(model: Any, x: np.ndarray) -> None:
+    """Raise one of keras-tuner's fatal errors unless a hypermodel built a density of rows ``x``."""
+    if not isinstance(model, DDE):
+        raise keras_tuner.errors.FatalTypeError(
+            f"`hypermodel` must build a compiled tfdde.DDE, got {type(model).__name__}."
+        )
+    if model.data_shape != x.shape[1:]:
+        raise keras_tuner.errors.FatalValueError(
+            f"`x` must have shape (rows, {', '.join(map(str, model.data_shape))}), as the density "
+            f"that `hypermodel` builds, got {x.shape}."
+        )
