@@ -10,10 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from tfdde import serving
+from tfdde import runs, serving
 
 
 def main(argv: list[str] | None = None) -> int:
+    runs.print_any_character()
     parser = argparse.ArgumentParser(
         description="Export the models of a run folder as a SavedModel with the signatures "
         "log_density (the default), score and, with a generator, decode, sample and sample_rows; "

@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--decimal", metavar="CHAR", default=".", help="decimal point in CSV, . or , [.]")
     add("--encoding", metavar="NAME", default="utf-8", help="encoding of CSV [utf-8]")
     args = parser.parse_args(argv)
+    if args.output != "-":  # scores are written as they are, or not at all
+        runs.print_any_character()
     try:
         from tfdde import scoring
 

@@ -17,6 +17,7 @@ from tfdde import runs, serving
 
 
 def main(argv: list[str] | None = None) -> int:
+    runs.print_any_character()
     parser = argparse.ArgumentParser(
         description="Export the models of a run folder as one TFLite file with the signatures "
         "log_density, score and, with a generator, decode and sample; load it again and "

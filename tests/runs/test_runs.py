@@ -5,6 +5,10 @@ import functools
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,6 +24,7 @@ from tfdde.networks.dense import residual_mlp
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
+ROOT = Path(__file__).parents[2]
 EPOCH, STEPS = 5, 17  # the last epoch is shorter
 
 
@@ -193,6 +198,48 @@ def test_sigterm_outside_of_the_training_ends_as_ctrl_c_does(capsys):
     assert runs.command(terminate)() == runs.TERMINATED
     assert runs.command(ctrl_c)() == runs.INTERRUPTED
     assert capsys.readouterr().out.count("--resume") == 2
+
+
+def test_in_a_thread_there_are_no_signals_and_the_same_weights(whole, x, tmp_path):
+    _, model, build = whole
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    codes = []
+
+    @runs.command
+    def main():
+        trained, done = train(tmp_path, build, x)
+        assert_same_weights(trained, model)
+        return done
+
+    thread = threading.Thread(target=lambda: codes.append(main()))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+NOT_ASCII = """
+import sys
+from tfdde import runs
+
+@runs.command
+def main():
+    print("Held-out log-likelihood: 1 ± 2, σ = 3")
+    return True
+
+sys.exit(main())
+"""
+
+
+def test_a_result_is_printed_whatever_the_encoding_of_the_output():
+    done = subprocess.run(
+        [sys.executable, "-c", NOT_ASCII],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "Held-out log-likelihood: 1 \\xb1 2, \\u03c3 = 3\n"
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):

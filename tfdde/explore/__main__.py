@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 from tfdde.explore.page import write_page
+from tfdde.runs.command_line import print_any_character
 from tfdde.serving.verify import ExportError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Exit code: 0; 1 if the export fails; 2 for bad input."""
+    print_any_character()
     parser = argparse.ArgumentParser(prog="python -m tfdde.explore", description=main.__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder with density.keras")
     parser.add_argument("--output", metavar="FOLDER", type=Path, required=True)

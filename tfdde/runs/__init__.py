@@ -9,6 +9,7 @@ from tfdde.runs.command_line import (
     command,
     positive_float,
     positive_int,
+    print_any_character,
     with_checksum,
 )
 from tfdde.runs.keep_best import KeepBest
@@ -25,6 +26,7 @@ __all__ = [
     "command",
     "positive_float",
     "positive_int",
+    "print_any_character",
     "strategy_for",
     "with_checksum",
 ]

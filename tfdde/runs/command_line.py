@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
 import zlib
@@ -44,6 +45,7 @@ def command(script: Callable[..., bool]) -> Callable[..., int]:
 
     @wraps(script)
     def main(*args: Any, **kwargs: Any) -> int:
+        print_any_character()
         with Signals() as signals:
             try:
                 if script(*args, **kwargs):
@@ -70,6 +72,16 @@ def command(script: Callable[..., bool]) -> Callable[..., int]:
             return TERMINATED if signals.last == signal.SIGTERM else INTERRUPTED
 
     return main
+
+
+def print_any_character() -> None:
+    """Let ``print`` write escapes for characters that the encoding of the output does not have.
+
+    Python would raise UnicodeEncodeError instead, for "±" or "σ" at the end of a long training.
+    """
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

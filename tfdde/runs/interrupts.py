@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import Any, Self
 
 import keras
@@ -15,6 +16,8 @@ from tfdde.runs import cluster
 class Signals:
     """Context in which SIGINT and SIGTERM raise KeyboardInterrupt, or do as a subclass says.
 
+    In another thread than the main one, where Python does not handle signals, it changes nothing.
+
     Attributes:
         last: number of the last signal that came in any context; None: none came.
     """
@@ -22,9 +25,11 @@ class Signals:
     last: int | None = None
 
     def __enter__(self) -> Self:
-        numbers = signal.SIGINT, signal.SIGTERM
-        Signals.last = None
-        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            Signals.last = None
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: Any) -> None:
