@@ -179,6 +179,12 @@ def test_a_column_without_a_density_is_refused():
         tiny().fit(x[:, [0, 2]] * [1e-9, 1.0])
 
 
+def test_a_sigma_that_float32_cannot_hold_is_to_blame_itself():
+    x = np.random.default_rng(0).normal(500.0, 100.0, (50, 2))
+    with pytest.raises(ValueError, match=r"`sigma` must be at least 4e-06, got 1e-06: .* `X`"):
+        tiny(sigma=1e-6).fit(x)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

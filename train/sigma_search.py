@@ -32,6 +32,7 @@ import numpy as np
 from tfdde import datasets, plots, runs, tuning
 from tfdde.datasets.tables import BUILTIN
 from tfdde.runs import command_line
+from tfdde.utils.checks import check_spread
 from tfdde.utils.files import atomic
 from tfdde.utils.statistics import QUANTILE, mean_and_error
 
@@ -154,7 +155,8 @@ def main(argv=None):
             rows=args.rows,
             components=args.components,
         )
-        datasets.check_resolution(table, args.sigma[0])
+        deviation = table.x_train.std(axis=0, dtype=np.float64)
+        check_spread(table.x_train, deviation, args.sigma[0], "data", table.columns)
     x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
     everything = np.concatenate([x, x_validation])
     worker = "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "chief")

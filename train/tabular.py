@@ -34,6 +34,7 @@ from tfdde.datasets.tables import BUILTIN
 from tfdde.noise import Noise
 from tfdde.partition.importance import importance
 from tfdde.runs import command_line
+from tfdde.utils.checks import check_spread
 from tfdde.utils.files import atomic
 from tfdde.utils.statistics import mean_and_error
 
@@ -145,7 +146,8 @@ def main(argv=None):
         table = datasets.load_table(
             args.data or args.dataset, args.columns, args.data_dir, args.seed
         )
-        datasets.check_resolution(table, args.sigma)
+        deviation = table.x_train.std(axis=0, dtype=np.float64)
+        check_spread(table.x_train, deviation, args.sigma, "data", table.columns)
     x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
     args.steps = args.steps or EPOCHS * math.ceil(len(x) / args.batch_size)
     run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)

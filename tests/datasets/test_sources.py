@@ -1,10 +1,10 @@
-"""Tables by name or from a file, and columns whose noise float32 would round away."""
+"""Tables by name or from a file."""
 
 import numpy as np
 import pytest
 
 from tfdde import datasets
-from tfdde.datasets import Table, check_resolution, load_table, sources
+from tfdde.datasets import Table, load_table, sources
 
 
 def test_toys_and_files_are_split_by_the_seed(tmp_path):
@@ -38,15 +38,3 @@ def test_too_few_rows_and_unknown_sources(tmp_path):
         load_table("wime")
     with pytest.raises(ValueError, match="`seed` must be .*, got -1"):
         load_table("wine", seed=-1)
-
-
-@pytest.mark.parametrize(("sigma", "refused"), [(0.1, True), (10.0, False)])
-def test_noise_must_exceed_the_rounding_of_a_column(sigma, refused):
-    """At 1e6, float32 rounds to 1 / 16: noise of 0.1 deviations of 0.3 is lost in that."""
-    rows = np.random.default_rng(0).normal([0.0, 1e6], [1.0, 0.3], (500, 2)).astype(np.float32)
-    table = Table(rows, rows, rows, ("a", "b"))
-    if refused:
-        with pytest.raises(ValueError, match="Column 'b' is constant in float32, or nearly"):
-            check_resolution(table, sigma)
-    else:
-        check_resolution(table, sigma)

@@ -8,7 +8,7 @@ from tfdde.datasets.images import (
     load_mnist_components,
     load_stacked_mnist,
 )
-from tfdde.datasets.sources import check_resolution, load_table
+from tfdde.datasets.sources import load_table
 from tfdde.datasets.tables import Table, load_builtin, read_table, split_rows
 from tfdde.datasets.toys import (
     TOYS,
@@ -26,7 +26,6 @@ __all__ = [
     "UCI",
     "ImageData",
     "Table",
-    "check_resolution",
     "epoch_batches",
     "inside_checkerboard",
     "load_builtin",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
 from tfdde.datasets.images import load_mnist_components
 from tfdde.datasets.tables import BUILTIN, Table, load_builtin, read_table, split_rows
 from tfdde.datasets.toys import TOYS, sample_toy
@@ -54,21 +52,3 @@ def load_table(
     if len(table.x_test) < 2:
         raise ValueError("There must be at least 20 rows: a tenth of them is for the test.")
     return table
-
-
-def check_resolution(table: Table, sigma: float) -> None:
-    """Refuse a column in which noise of ``sigma`` standard deviations would be rounded away.
-
-    Args:
-        table: whose training rows are looked at.
-        sigma: noise level in standard deviations of a column.
-
-    Raises:
-        ValueError: naming the first such column.
-    """
-    x = table.x_train
-    resolution = np.finfo(np.float32).eps * np.abs(x).max(axis=0) / sigma
-    lost = x.std(axis=0, dtype=np.float64) <= resolution
-    if lost.any():
-        name = table.columns[lost.argmax()]
-        raise ValueError(f"Column {name!r} is constant in float32, or nearly: leave it out.")

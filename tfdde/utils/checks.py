@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+USUAL_SIGMA = 0.01  # a low noise level, in standard deviations
 LARGEST_DEVIATION = 1e18  # of a column: its square is still a float32
 
 
@@ -105,7 +107,9 @@ def check_weights(weights: Any, rows: int | None, name: str = "sample_weight") -
     return array
 
 
-def check_spread(x: np.ndarray, deviation: Any, sigma: float, name: str) -> None:
+def check_spread(
+    x: np.ndarray, deviation: Any, sigma: float, name: str, columns: Sequence[str] = ()
+) -> None:
     """Raise ValueError unless float32 can hold the rows, standardised, with noise of ``sigma``.
 
     The noise, ``sigma`` times ``deviation`` in the units of the rows, must be at least four times
@@ -119,15 +123,25 @@ def check_spread(x: np.ndarray, deviation: Any, sigma: float, name: str) -> None
             are not standardised.
         sigma: noise level, in units of ``deviation``.
         name: of the argument.
+        columns: names of the entries for the message; by default their numbers are shown.
+
+    The message blames ``sigma`` if the columns could hold noise of ``USUAL_SIGMA``.
     """
     rounding = np.finfo(np.float32).eps * np.abs(x).mean(axis=0, dtype=np.float64)
     deviation = np.broadcast_to(deviation, x.shape[1:])
     low = np.maximum(4 * rounding / sigma, keras.config.epsilon())
     bad = np.flatnonzero(~((deviation > low) & (deviation < LARGEST_DEVIATION)))
     if len(bad):
-        columns = str(bad[:10].tolist()) + " ..." * (len(bad) > 10)
+        shown = [columns[i] for i in bad[:10]] if columns else bad[:10].tolist()
+        which = f"{shown}" + " ..." * (len(bad) > 10)
+        lost = (4 * rounding / np.maximum(deviation, keras.config.epsilon())).ravel()[bad].max()
+        if (deviation < LARGEST_DEVIATION).ravel()[bad].all() and sigma < lost <= USUAL_SIGMA:
+            raise ValueError(
+                f"`sigma` must be at least {1.5 * lost:.1g}, got {sigma:g}: noise below that is "
+                f"lost in the rounding of columns {which} of `{name}` to float32."
+            )
         raise ValueError(
-            f"Columns {columns} of `{name}` are constant, or their spread is lost in float32 with "
+            f"Columns {which} of `{name}` are constant, or their spread is lost in float32 with "
             f"noise of sigma = {sigma:g}. A constant has no density: drop it (VarianceThreshold). "
             "Others: centre and rescale them, e.g. by StandardScaler."
         )
