@@ -13,8 +13,6 @@ import tfdde
 
 ROOT = Path(__file__).parent.parent
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-# Modules whose examples do not run yet.
-NOT_YET: set[str] = set()
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
 
 
@@ -36,8 +34,6 @@ EXAMPLES = list(docstrings_with_examples())
     "path, name, line, text", EXAMPLES, ids=[f"{path}:{name}" for path, name, *_ in EXAMPLES]
 )
 def test_examples_run_as_printed(path, name, line, text, tmp_path, monkeypatch):
-    if path in NOT_YET:
-        pytest.skip("the examples of this module do not run yet")
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
     scope = {
