@@ -557,9 +557,9 @@ def test_bad_condition_tensors_and_datasets():
             dde.score(x, conditions=tf.constant(bad))
     dataset = tf.data.Dataset.from_tensors
     for bad, message in (
-        (dataset(x), r"must yield pairs of rows \(rows, 2\) and conditions \(rows, 3\), got"),
+        (dataset(x), r"must yield pairs of rows \(rows, 2\) and conditions \(rows, 3\), perhaps"),
         (dataset((x, c[:, :2])), r"must yield batches of shape \(rows, 3\), got \(12, 2\)"),
-        (dataset((x, c.astype(int))), "floating-point batches, got int64"),
+        (dataset((x, c.astype(int))), "floating-point batches, without labels, got int64"),
     ):
         with pytest.raises(ValueError, match=message):
             dde.fit(bad)

@@ -220,7 +220,11 @@ def test_bad_arrays(x, message, method):
         (tf.data.Dataset.from_tensor_slices(np.zeros((9, 2), "f4")), "is `.batch"),
         (tf.data.Dataset.from_tensors(np.zeros((9, 3), "f4")), "must yield batches of shape"),
         (tf.data.Dataset.from_tensors(np.zeros((9, 2), "i4")), "floating-point"),
-        (tf.data.Dataset.from_tensors((np.zeros((9, 2), "f4"), np.zeros(9))), "without labels"),
+        (
+            tf.data.Dataset.from_tensors((np.zeros((9, 2), "f4"), np.zeros(9, int))),
+            "without labels",
+        ),
+        (tf.data.Dataset.from_tensors((np.zeros((9, 2), "f4"),) * 3), "without labels"),
     ],
 )
 def test_bad_datasets(dataset, message):

@@ -23,12 +23,14 @@ def _order(rows: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(numbers, key, alg="philox")
 
 
-def _resident(x: Any, conditions: Any) -> tuple[int, Callable[[tf.Tensor], Any]]:
+def _resident(
+    x: Any, conditions: Any, weights: Any = None
+) -> tuple[int, Callable[[tf.Tensor], Any]]:
     """Copy the rows to memory that tf.data reads.
 
     Returns:
-        The number of rows, and a function from row numbers to those rows, or to pairs of rows
-        and conditions.
+        The number of rows, and a function from row numbers to those rows, or to tuples of rows
+        and their conditions and weights.
     """
     rows = len(x)
     if rows == 0:
@@ -40,7 +42,8 @@ def _resident(x: Any, conditions: Any) -> tuple[int, Callable[[tf.Tensor], Any]]
                 f"`conditions` must have {rows} rows, as `x` has, got {len(conditions)}."
             )
     with tf.device("CPU:0"):  # tf.data runs there; one copy is kept, and batches are gathered
-        data = tf.constant(x) if conditions is None else (tf.constant(x), tf.constant(conditions))
+        columns = tuple(tf.constant(part) for part in (x, conditions, weights) if part is not None)
+    data = columns if len(columns) > 1 else columns[0]
     return rows, lambda index: tf.nest.map_structure(lambda part: tf.gather(part, index), data)
 
 
@@ -89,7 +92,12 @@ def stream(
 
 
 def epoch_batches(
-    x: Any, batch_size: int, seed: int, epoch: tf.Variable, conditions: Any = None
+    x: Any,
+    batch_size: int,
+    seed: int,
+    epoch: tf.Variable,
+    conditions: Any = None,
+    weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Return one epoch of shuffled batches, the last one possibly smaller.
 
@@ -101,15 +109,17 @@ def epoch_batches(
         seed: fixes the order, together with the epoch.
         epoch: int64 variable with the number of the epoch, read whenever an iterator starts.
         conditions: as for ``stream``.
+        weights: of the rows, (rows,).
 
     Returns:
-        A finite dataset of tensors (<= batch_size, ...), or of pairs.
+        A finite dataset of tensors (<= batch_size, ...), or of tuples of them and the conditions
+        and weights that there are.
 
     Raises:
         ValueError: ``x`` is empty, or ``batch_size`` is not a positive integer.
     """
     batch_size = check_integer(batch_size, "batch_size")
-    rows, gather = _resident(x, conditions)
+    rows, gather = _resident(x, conditions, weights)
     steps = -(-rows // batch_size)
 
     def batches(_: tf.Tensor) -> tf.data.Dataset:

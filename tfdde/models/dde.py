@@ -13,9 +13,16 @@ import tensorflow as tf
 
 from tfdde.losses import dde_loss, joint_loss, score_of
 from tfdde.models.known_log_z import KnownLogZ
-from tfdde.models.trainer import Trainer, global_count, update_mean
+from tfdde.models.trainer import (
+    Trainer,
+    add_penalty,
+    global_count,
+    local_count,
+    unscaled,
+    update_mean,
+)
 from tfdde.networks import initial_weights
-from tfdde.networks.dense import check_scalar
+from tfdde.networks.check_network import check_scalar
 from tfdde.networks.fixed_condition import fix, repeated
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.normalization import (
@@ -31,8 +38,8 @@ from tfdde.partition.evaluator import CHUNK, Evaluator, LogDensity
 from tfdde.partition.result import LogPartition, LogPartitions
 from tfdde.utils import random
 from tfdde.utils.checks import (
-    as_batch,
     check_conditions,
+    check_integer,
     check_pixels,
     check_rows,
     check_spread,
@@ -127,6 +134,8 @@ class DDE(Trainer):
             type, shape or range.
     """
 
+    weighted = True
+
     def __init__(
         self,
         network: keras.Model,
@@ -170,6 +179,13 @@ class DDE(Trainer):
         self._known_log_z = KnownLogZ(lambda: hash_of(self._all_weights()))
         self._level_reached: float | None = None
         self.loss_tracker = keras.metrics.Mean(name="loss")
+        self._rows_evaluated = tf.Variable(
+            0,
+            dtype=tf.int64,
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
         self.built = True
 
     # Before training.
@@ -254,7 +270,7 @@ class DDE(Trainer):
         super().compile(
             optimizer=optimizer,
             run_eagerly=run_eagerly,
-            steps_per_execution=steps_per_execution,
+            steps_per_execution=check_integer(steps_per_execution, "steps_per_execution"),
             jit_compile=jit_compile,
         )
         self._compile_config = {
@@ -308,8 +324,13 @@ class DDE(Trainer):
         # Not "+": TFLite can't convert its gradient when the batch size is dynamic.
         return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
 
-    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """s(x) at the final noise level, in the data's own units, shape (batch,)."""
+    def call(self, x: Any, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """s(x) or s(x, condition) at the noise's ``sigma``, in the data's own units: (batch,).
+
+        ``x`` may be the list [x, condition], as in ``predict([x, condition])``.
+        """
+        if isinstance(x, list | tuple):
+            x, condition = x
         conditions = [] if condition is None else [condition]
         return self._in_data_units(x, tf.constant(self.noise.sigma, tf.float32), *conditions)
 
@@ -364,15 +385,20 @@ class DDE(Trainer):
         sigma: tf.Tensor,
         total: tf.Tensor,
         *condition: tf.Tensor,
+        weights: tf.Tensor | None = None,
         reference: LogDensity | None = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The sum of ``row_losses``, and the gradient of sum / ``total`` in the weights.
 
+        The network's regularizers are added to the loss of each row.
+
         Args:
             x, epsilon, sigma, condition, reference: as for ``row_losses``.
-            total: number of rows in all replicas.
+            total: number of rows in all replicas, or the sum of their weights.
+            weights: of the rows, shape (batch,).
         """
         variables = self.network.trainable_variables
+        count = local_count(x, weights)
         if self.antithetic:
             x = tf.concat([x, x], axis=0)
             epsilon = tf.concat([epsilon, -epsilon], axis=0)
@@ -380,9 +406,12 @@ class DDE(Trainer):
             condition = tuple(tf.concat([c, c], axis=0) for c in condition)
         with tf.GradientTape() as tape:
             losses = self.row_losses(x, epsilon, sigma, *condition, reference=reference)
+            if weights is not None:
+                losses *= tf.concat([weights, weights], axis=0) if self.antithetic else weights
             loss = tf.reduce_sum(losses)
             if self.antithetic:
                 loss /= 2.0
+            loss = add_penalty(loss, self.network, count)
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
@@ -393,46 +422,62 @@ class DDE(Trainer):
         optimizer: Any,
         sigma: tf.Tensor,
         *condition: tf.Tensor,
+        weights: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One step of ``optimizer`` at noise level ``sigma``, in replica context.
 
         Args:
             loss_and_gradients: the method of that name, as compiled by the model that trains
                 this one.
-            x, sigma, condition: as for ``row_losses``.
+            x, sigma, condition, weights: as for ``loss_and_gradients``.
             optimizer: of the network's weights.
 
         Returns:
-            The sum of the losses of this replica's rows, and their number.
+            The sum of the losses of this replica's rows, and their number or sum of weights.
         """
-        local, total = global_count(x)
+        local, total = global_count(x, weights)
+        total = unscaled(total, optimizer)
         epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Stream.DENSITY_NOISE)
-        loss, gradients = loss_and_gradients(x, epsilon, sigma, total, *condition)
+        weighted = {} if weights is None else {"weights": weights}
+        loss, gradients = loss_and_gradients(x, epsilon, sigma, total, *condition, **weighted)
         optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
         return loss, local
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        x, condition, weights = self.training_data.batch(data)
         x = self.inside(x)
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
         sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Stream.DENSITY_LEVEL)
-        loss, count = self.minimize(self._loss_and_gradients, x, self.optimizer, sigma, *condition)
+        weighted = {} if weights is None else {"weights": weights}
+        loss, count = self.minimize(
+            self._loss_and_gradients, x, self.optimizer, sigma, *condition, **weighted
+        )
         update_mean(self.loss_tracker, loss, count)
         return {"loss": self.loss_tracker.result()}
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        x, condition, weights = self.training_data.batch(data)
         x = self.inside(x)
         # The number of rows evaluated so far numbers the batch; each evaluation starts at 0.
-        rows_done = tf.cast(self.loss_tracker.count, tf.int64)
+        rows_done = self._rows_evaluated.read_value()
         epsilon = random.normal(tf.shape(x), self.seed, rows_done, Stream.EVALUATION_NOISE)
         if isinstance(self.noise, LogUniform):
             sigma = self.noise.draw(tf.shape(x)[0], self.seed, rows_done, Stream.EVALUATION_LEVEL)
         else:
             sigma = tf.constant(self.noise.sigma, tf.float32)
-        loss = self.row_losses(x, epsilon, sigma, *condition)
-        update_mean(self.loss_tracker, tf.reduce_sum(loss), tf.cast(tf.shape(x)[0], tf.float32))
+        losses = self.row_losses(x, epsilon, sigma, *condition)
+        count = local_count(x, weights)
+        loss = tf.reduce_sum(losses if weights is None else losses * weights)
+        update_mean(self.loss_tracker, add_penalty(loss, self.network, count), count)
+        self._rows_evaluated.assign_add(tf.cast(tf.shape(x)[0], tf.int64))
         return {"loss": self.loss_tracker.result()}
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        self._rows_evaluated.assign(0)
+
+    def trained_parts(self) -> list[tuple[Any, keras.Model, str]]:
+        return [(self.optimizer, self.network, "network")]
 
     def make_train_function(self, force: bool = False) -> Callable:
         self._level_reached = None  # from now on that of the optimizer
@@ -677,6 +722,7 @@ class DDE(Trainer):
         method: str | None = None,
         *,
         conditions: Any = None,
+        sample_weight: Any = None,
         sigma: float | None = None,
         samples: int | None = None,
         moves: int = 5,
@@ -698,6 +744,8 @@ class DDE(Trainer):
             conditions: of the rows, for a conditional density: array of shape
                 (rows, condition_dim), or (1, condition_dim) for all rows alike; at most 100
                 distinct ones, with at least 100 rows of each.
+            sample_weight: of the rows, shape (rows,), as for ``fit``; rows of weight 0 are left
+                out.
             sigma: noise level, by default the noise's own ``sigma``.
             samples: at each level; by default 10,000 for the ladder, 50,000 for importance
                 sampling, 5,000 in each direction for annealing.
@@ -716,21 +764,29 @@ class DDE(Trainer):
         self.check_resolution(rows, "data")
         self._level(sigma)
         c = check_conditions(conditions, self.condition_dim, len(rows), single=True)
+        weights = check_weights(sample_weight, len(rows))
+        if c is not None:
+            c = np.broadcast_to(c, (len(rows), self.condition_dim))
+        if weights is not None:
+            some = weights > 0
+            rows, weights = rows[some], weights[some].astype(np.float64)
+            c = None if c is None else c[some]
         rows = self.inside(tf.constant(rows)).numpy()
         settings = self.noise, method, sigma, samples, moves, seed
         result: LogPartition | LogPartitions
         if c is None:
-            result = estimate(self.evaluator, rows, *settings)
+            weighted: dict[str, Any] = {} if weights is None else {"weights": weights}
+            result = estimate(self.evaluator, rows, *settings, **weighted)
             self._known_log_z.add(None, result)
         else:
             estimates = {}
-            c = np.broadcast_to(c, (len(rows), self.condition_dim))
-            for condition, rows_there in rows_by_condition(rows, c):
+            for condition, there in rows_by_condition(np.arange(len(rows)), c):
 
                 def at(x: tf.Tensor, sigma: tf.Tensor, condition: Any = condition) -> tf.Tensor:
                     return self.at(x, sigma, repeated(condition, x))
 
-                estimates[condition] = estimate(at, rows_there, *settings)
+                weighted = {} if weights is None else {"weights": weights[there]}
+                estimates[condition] = estimate(at, rows[there], *settings, **weighted)
             result = LogPartitions(tuple(estimates), tuple(estimates.values()))
             for condition, found in estimates.items():
                 self._known_log_z.add(condition, found)

@@ -11,12 +11,20 @@ import tensorflow as tf
 
 from tfdde.losses import forward_kl_weights, log_ratio_loss, per_row
 from tfdde.models.dde import DDE
-from tfdde.models.trainer import Trainer, global_count, repeat, update_mean
-from tfdde.networks.dense import condition_width
+from tfdde.models.trainer import (
+    Trainer,
+    add_penalty,
+    global_count,
+    local_count,
+    repeat,
+    unscaled,
+    update_mean,
+)
+from tfdde.networks.check_network import check_network, condition_width
 from tfdde.networks.fixed_condition import fix
 from tfdde.noise import Decay, LogUniform
 from tfdde.utils import random
-from tfdde.utils.checks import as_batch, check_integer, to_conditions, to_rows
+from tfdde.utils.checks import check_integer, to_conditions, to_rows
 from tfdde.utils.random import Stream
 
 
@@ -114,8 +122,7 @@ class Generator(Trainer):
             raise ValueError(
                 "`generated_dde` must be another DDE than `data_dde`, with its own network."
             )
-        if not isinstance(generator, keras.Model) or not generator.built:
-            raise ValueError(f"`generator` must be a built keras.Model, got {generator!r}.")
+        check_network(generator, "generator")
         self.condition_dim = condition_width(generator)
         latent = (None, self.latent_dim)
         if [tuple(i.shape) for i in generator.inputs[: -1 if self.condition_dim else None]] != [
@@ -169,6 +176,8 @@ class Generator(Trainer):
 
         Args:
             optimizer: of the generator.
+                With ``use_ema`` in one of the optimizers, its network has the averages of its
+                weights when ``fit`` ends.
             dde_optimizer: of the generated DDE; it makes ``dde_steps`` updates a step.
             data_optimizer: of the data DDE; it makes ``data_steps`` updates a step on the
                 batch. None leaves the data DDE frozen.
@@ -177,7 +186,7 @@ class Generator(Trainer):
         super().compile(
             optimizer=optimizer,
             run_eagerly=run_eagerly,
-            steps_per_execution=steps_per_execution,
+            steps_per_execution=check_integer(steps_per_execution, "steps_per_execution"),
             jit_compile=jit_compile,
         )
         if data_optimizer is None and self.data_dde.decaying:
@@ -217,8 +226,13 @@ class Generator(Trainer):
             self._log_ratio_and_gradients if logistic else generated_gradients
         )
 
-    def call(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """g(z) or g(z, condition), shape (batch, *data_shape)."""
+    def call(self, z: Any, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """g(z) or g(z, condition), shape (batch, *data_shape).
+
+        ``z`` may be the list [z, condition], as in ``predict([z, condition])``.
+        """
+        if isinstance(z, list | tuple):
+            z, condition = z
         x = self.generator(z if condition is None else [z, condition])
         return tf.cast(x, tf.float32)  # the network may compute in bfloat16
 
@@ -235,7 +249,7 @@ class Generator(Trainer):
         return noise.at(tf.convert_to_tensor(self.optimizer.iterations))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        x, condition, _ = self.training_data.batch(data)
         rows = tf.shape(x)[0]
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
 
@@ -271,6 +285,7 @@ class Generator(Trainer):
         z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
         epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)
         sigma = self._level(rows, iteration, Stream.GENERATOR_LEVEL)
+        total = unscaled(total, self.optimizer)
         loss, gradients = self._generator_gradients(z, epsilon, sigma, total, *condition)
         self.optimizer.apply_gradients(
             zip(gradients, self.generator.trainable_variables, strict=True)
@@ -290,6 +305,7 @@ class Generator(Trainer):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
+            loss = add_penalty(loss, self.generator, local_count(z))
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
@@ -307,6 +323,7 @@ class Generator(Trainer):
             noisy = both + per_row(sigma, both) * epsilon
             r = self.generated_dde.correction(noisy, sigma, *condition)
             loss = tf.reduce_sum(log_ratio_loss(*tf.split(r, 2)))
+            loss = add_penalty(loss, self.generated_dde.network, local_count(both))
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
@@ -332,7 +349,7 @@ class Generator(Trainer):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Mean of w(sigma) (s_q - s_p) on fresh samples, as many as the batch has rows."""
-        x, *condition = as_batch(data, self.data_shape, self.condition_dim)
+        x, condition, _ = self.training_data.batch(data)
         # The number of rows evaluated so far numbers the batch; each evaluation starts at 0.
         rows_done = tf.cast(self.loss_tracker.count, tf.int64)
         z = self._latent(tf.shape(x)[0], rows_done, Stream.SAMPLE)
@@ -342,11 +359,21 @@ class Generator(Trainer):
         if isinstance(noise, LogUniform):
             sigma = noise.draw(tf.shape(x)[0], self.seed, rows_done, Stream.EVALUATION_LEVEL)
         loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
-        update_mean(self.loss_tracker, loss, tf.cast(tf.shape(x)[0], tf.float32))
+        loss = add_penalty(loss, self.generator, local_count(x))
+        update_mean(self.loss_tracker, loss, local_count(x))
         return {"loss": self.loss_tracker.result()}
 
     def check_resolution(self, rows: np.ndarray, name: str) -> None:
         self.data_dde.check_resolution(rows, name)
+
+    def trained_parts(self) -> list[tuple[Any, keras.Model, str]]:
+        parts = [
+            (self.optimizer, self.generator, "generator"),
+            (self.dde_optimizer, self.generated_dde.network, "generated_dde.network"),
+        ]
+        if self.data_optimizer is not None:
+            parts.append((self.data_optimizer, self.data_dde.network, "data_dde.network"))
+        return parts
 
     def after_training(self) -> None:
         noise, steps = self.data_dde.noise, self.optimizer.iterations.numpy()

@@ -10,13 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.datasets.batches import epoch_batches
-from tfdde.utils.checks import (
-    check_conditions,
-    check_dataset,
-    check_integer,
-    check_pixels,
-    check_rows,
-)
+from tfdde.models.training_data import BATCH_SIZE, Arrays, TrainingData, clear_errors
+from tfdde.networks.check_network import check_trainable
+from tfdde.utils.checks import check_integer
 
 
 class DivergedError(RuntimeError):
@@ -50,29 +46,50 @@ class StopOnDivergence(keras.callbacks.Callback):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
 
 
-class EpochCounter(keras.callbacks.Callback):
-    """Write the epoch to a tf.Variable on which the order of the rows depends."""
+class EpochNumber(keras.callbacks.Callback):
+    """Write a number for the order of an epoch's rows to a tf.Variable: the steps made so far.
+
+    The number of the epoch would be the same in each call of ``fit``.
+    """
 
     def __init__(self, variable: Any):
         super().__init__()
         self.variable = variable
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.variable.assign(epoch)
+        self.variable.assign(tf.cast(self.model.optimizer.iterations, tf.int64))
 
 
-def is_dataset(x: Any) -> bool:
-    """Whether ``x`` is a tf.data dataset, distributed or not."""
-    return isinstance(x, tf.data.Dataset | tf.distribute.DistributedDataset)
+class UseAverages(keras.callbacks.Callback):
+    """Put the averages of all optimizers (``use_ema``) in place of the weights at the end.
+
+    Keras does so for the model's ``optimizer`` only. The callbacks of the user come later, for
+    instance one that restores the best weights.
+    """
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.model.finalize_averages()
 
 
-def global_count(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _flat(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """The callbacks in a list: None, one, a ``CallbackList``, or nested lists of them."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return [callback for callback in keras.tree.flatten(callbacks) if callback is not None]
+
+
+def local_count(x: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+    """Number of rows of ``x`` in this replica, as float32, or the sum of their weights."""
+    return tf.cast(tf.shape(x)[0], tf.float32) if weights is None else tf.reduce_sum(weights)
+
+
+def global_count(x: tf.Tensor, weights: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Number of rows of ``x`` in this replica and in all replicas together, as float32.
 
-    A loss is the local sum divided by the global count, because optimizers sum the gradients of
-    the replicas. This is right for uneven and empty replicas, too.
+    With weights, their sums. A loss is the local sum divided by the global count, because
+    optimizers sum the gradients of the replicas. This is right for uneven and empty replicas, too.
     """
-    local = tf.cast(tf.shape(x)[0], tf.float32)
+    local = local_count(x, weights)
     context = tf.distribute.get_replica_context()
     return local, context.all_reduce(tf.distribute.ReduceOp.SUM, local)
 
@@ -80,6 +97,21 @@ def global_count(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def update_mean(metric: keras.metrics.Mean, total: tf.Tensor, count: tf.Tensor) -> None:
     """Add ``count`` rows, whose values sum to ``total``, to a running mean."""
     metric.update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
+
+
+def unscaled(total: tf.Tensor, optimizer: Any) -> tf.Tensor:
+    """What to divide a loss by instead of ``total``, so that it is scaled as the optimizer expects.
+
+    A ``LossScaleOptimizer``, or one with a ``loss_scale_factor``, divides the gradients by the
+    scale again.
+    """
+    return tf.maximum(total, np.finfo(np.float32).tiny) / optimizer.scale_loss(tf.ones(()))
+
+
+def add_penalty(loss: tf.Tensor, network: keras.Model, count: tf.Tensor) -> tf.Tensor:
+    """Add the regularizers of a network's weights to each of ``count`` losses, as Keras does."""
+    terms = [v.regularizer(v) for v in network.trainable_variables if v.regularizer is not None]
+    return loss + count * tf.add_n(terms) if terms else loss
 
 
 def repeat(update: Callable[[], None], times: int) -> None:
@@ -104,13 +136,15 @@ class Trainer(keras.Model):
     """Base of ``DDE`` and ``Generator``: checked input, one code path for every strategy.
 
     A subclass defines ``data_shape`` (the shape of one row), ``condition_dim`` (the entries of
-    its condition, 0 for none), ``seed``, ``train_step`` and ``test_step``. Keras's own train
+    its condition, 0 for none), ``weighted`` (whether its loss takes sample weights), ``seed``,
+    ``train_step`` and ``test_step``. Keras's own train
     function fails with ``steps_per_execution`` > 1 under a strategy and with several hosts;
     the one here loops in cross-replica context, which works in all cases.
     """
 
     data_shape: tuple[int, ...]
     condition_dim: int = 0
+    weighted = False
     seed: int
     steps_per_execution: int
     train_function: Any
@@ -125,10 +159,11 @@ class Trainer(keras.Model):
         x: Any,
         conditions: Any = None,
         *,
+        sample_weight: Any = None,
         batch_size: int | None = None,
         epochs: int = 1,
         verbose: Any = "auto",
-        callbacks: list | None = None,
+        callbacks: Any = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
         shuffle: bool = True,
@@ -140,119 +175,152 @@ class Trainer(keras.Model):
     ) -> keras.callbacks.History:
         """Train as ``keras.Model.fit`` does, on data without targets.
 
-        The order of an array's rows depends on (seed, epoch) alone, so a run that is resumed at
-        an epoch equals an uninterrupted one.
+        The order of an array's rows depends on the seed and the number of steps made before the
+        epoch, so each epoch has another order, and a run that is resumed at an epoch equals an
+        uninterrupted one.
 
         Args:
-            x: array of shape (rows, *data_shape), or a tf.data.Dataset of such batches; for
-                networks with an input ``condition`` a dataset of pairs (x, conditions).
+            x: array of shape (rows, *data_shape); or a tf.data.Dataset, ``keras.utils.PyDataset``
+                or generator of batches: rows, (rows, conditions) for networks with an input
+                ``condition``, and with weights (rows, sample_weight) or
+                (rows, conditions, sample_weight).
             conditions: of the rows, for networks with an input ``condition`` only: array of
                 shape (rows, condition_dim). ``keras.utils.to_categorical`` makes such rows of
                 labels; scale other conditions to about unit scale.
+            sample_weight: of the rows, for a ``DDE``: array of shape (rows,), >= 0. The loss is
+                the weighted mean, as if each row came ``sample_weight`` times.
             batch_size: rows in a batch of an array; 32 if not given.
             validation_split: share of the last rows of an array to hold out.
-            validation_data: array or dataset to evaluate after each epoch; with conditions a
-                pair of arrays (x, conditions) or a dataset of pairs.
+            validation_data: what to evaluate after each epoch: rows, a dataset as for ``x``, or
+                a tuple (x, conditions, sample_weight), of which the last may be missing or None.
             callbacks, epochs and the others: as in ``keras.Model.fit``.
 
         Returns:
             The History of losses.
 
         Raises:
-            ValueError: wrong rank or width, no rows, NaN or infinity, unscaled pixels,
-                conditions for a network that takes none, or none for one that does.
+            ValueError: wrong rank or width, no rows, NaN or infinity, unscaled pixels, rows that
+                float32 can't hold together with the noise, bad weights, conditions for a network
+                that takes none, or none for one that does; or the network has layers, such as
+                Dropout, that training would not heed.
             DivergedError: the loss stopped being finite.
         """
-        callbacks = [StopOnDivergence(), *(callbacks or [])]
-        x, conditions = self._check_data(x, conditions, "x", "conditions")
+        data = self.training_data
+        rows = data.check(x, conditions, sample_weight)
+        validation: Any = None
         if validation_split:
-            if is_dataset(x) or not 0 < validation_split < 1 or validation_data is not None:
+            if (
+                not isinstance(rows, Arrays)
+                or not 0 < validation_split < 1
+                or validation_data is not None
+            ):
                 raise ValueError(
                     "`validation_split` must be in (0, 1), with an array `x` and no "
                     f"`validation_data`, got {validation_split!r}."
                 )
-            held_out = int(round(len(x) * validation_split))
-            if not 0 < held_out < len(x):
-                raise ValueError(
-                    f"`validation_split` = {validation_split} of {len(x)} rows leaves "
-                    f"{held_out} rows to validate on and {len(x) - held_out} to train on."
-                )
-            x, validation_data = x[:-held_out], x[-held_out:]
-            if conditions is not None:
-                validation_data = validation_data, conditions[-held_out:]
-                conditions = conditions[:-held_out]
+            rows, validation = rows.split(validation_split)
         elif validation_data is not None:
-            validation_data = self._check_validation(validation_data)
-        if not is_dataset(x):
-            if batch_size is not None:
-                check_integer(batch_size, "batch_size")
+            validation = data.check_validation(validation_data)
+        callbacks = _flat(callbacks)
+        if isinstance(rows, Arrays):
+            size = BATCH_SIZE if batch_size is None else check_integer(batch_size, "batch_size")
             if shuffle:
-                epoch = tf.Variable(initial_epoch, dtype=tf.int64, trainable=False)
-                callbacks.append(EpochCounter(epoch))
-                x = epoch_batches(x, batch_size or 32, self.seed, epoch, conditions)
-                conditions = None
-                validation_batch_size = validation_batch_size or batch_size
-                batch_size = None
+                number = tf.Variable(0, dtype=tf.int64, trainable=False)
+                callbacks.append(EpochNumber(number))
+                batches: Any = epoch_batches(
+                    rows.x, size, self.seed, number, rows.conditions, rows.weights
+                )
+            else:
+                batches = rows.batches(size)
         elif batch_size is not None:
             raise ValueError("`batch_size` must not be given with a dataset, which has its own.")
+        else:
+            batches, size = rows, BATCH_SIZE
+        if isinstance(validation, Arrays):
+            validation = validation.batches(validation_batch_size or size)
+        if initial_epoch >= epochs:
+            epochs = 0  # or Keras would put the averages of no steps in place of the weights
         try:
-            return super().fit(
-                x,
-                conditions,
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                validation_data=validation_data,
-                shuffle=False,
-                initial_epoch=initial_epoch,
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                validation_batch_size=validation_batch_size,
-                validation_freq=validation_freq,
-            )
+            with clear_errors():
+                return super().fit(
+                    batches,
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=[StopOnDivergence(), UseAverages(), *callbacks],
+                    validation_data=validation,
+                    shuffle=shuffle and isinstance(rows, keras.utils.PyDataset),
+                    initial_epoch=initial_epoch,
+                    steps_per_epoch=steps_per_epoch,
+                    validation_steps=validation_steps,
+                    validation_freq=validation_freq,
+                )
         finally:
             self.after_training()
 
-    def evaluate(self, x: Any, conditions: Any = None, **kwargs: Any) -> Any:
-        """Mean loss on ``x`` and ``conditions``, which are as for ``fit``.
+    def evaluate(
+        self,
+        x: Any,
+        conditions: Any = None,
+        *,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Mean loss on the rows; ``x``, ``conditions`` and ``sample_weight`` are as for ``fit``.
 
         The noise is the same at every call, so the values of different models can be compared.
         The other arguments are those of ``keras.Model.evaluate``.
         """
         if kwargs.get("_use_cached_eval_dataset"):  # called by `fit`, which has checked the data
             return super().evaluate(x, **kwargs)
-        x, conditions = self._check_data(x, conditions, "x", "conditions")
-        return super().evaluate(x, conditions, **kwargs)
+        rows = self.training_data.check(x, conditions, sample_weight)
+        if isinstance(rows, Arrays):
+            size = BATCH_SIZE if batch_size is None else check_integer(batch_size, "batch_size")
+            rows = rows.batches(size)
+        elif batch_size is not None:
+            raise ValueError("`batch_size` must not be given with a dataset, which has its own.")
+        with clear_errors():
+            return super().evaluate(rows, **kwargs)
 
-    def _check_data(self, x: Any, conditions: Any, name: str, second: str) -> tuple[Any, Any]:
-        if is_dataset(x):
-            if conditions is not None:
-                raise ValueError(
-                    f"`{second}` must not be given with a dataset, which yields pairs of rows and "
-                    "conditions itself."
-                )
-            check_dataset(x, name, self.data_shape, self.condition_dim)
-            return x, None
-        rows = check_pixels(check_rows(x, name, self.data_shape), name)
-        self.check_resolution(rows, name)
-        return rows, check_conditions(conditions, self.condition_dim, len(rows), second)
-
-    def _check_validation(self, data: Any) -> Any:
-        name = "validation_data"
-        if not self.condition_dim or is_dataset(data):
-            return self._check_data(data, None, name, name)[0]
-        if not (isinstance(data, tuple | list) and len(data) == 2):
-            raise ValueError(
-                f"`{name}` must be a pair (x, conditions) or a dataset of them, since the network "
-                f"has an input `condition`, got {type(data).__name__}."
-            )
-        x, conditions = data
-        return self._check_data(x, conditions, f"{name}[0]", f"{name}[1]")
+    @property
+    def training_data(self) -> TrainingData:
+        """What ``fit`` and ``evaluate`` accept."""
+        return TrainingData(
+            self.data_shape, self.condition_dim, self.weighted, self.check_resolution
+        )
 
     def check_resolution(self, rows: np.ndarray, name: str) -> None:
         """Refuse rows, with a ValueError, if their float32 can't hold noise of the lowest level."""
         raise NotImplementedError
+
+    def trained_parts(self) -> list[tuple[Any, keras.Model, str]]:
+        """The optimizers with the networks that they train, and what errors call these."""
+        raise NotImplementedError
+
+    def finalize_averages(self) -> None:
+        """Put the averages of all optimizers with ``use_ema`` in place of the weights."""
+        for optimizer, network, _ in self.trained_parts():
+            if optimizer.iterations.numpy() > 0:  # the averages are zeros before
+                optimizer.finalize_variable_values(network.trainable_variables)
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"`filepath` must end in .keras, got {str(filepath)!r}: HDF5 files hold Functional "
+                "and Sequential models only. For the weights alone use `save_weights`."
+            )
+        super().save(filepath, *args, **kwargs)
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Not available: ``tfdde.serving.export_savedmodel`` and ``export_tflite`` export models.
+
+        Their files return normalised log-densities, and keep the error of log Z and the checks.
+        """
+        raise NotImplementedError(
+            "Export by tfdde.serving.export_savedmodel(folder, density, generator) or "
+            "tfdde.serving.export_tflite(file, density, generator): their signatures include "
+            "log_density, score and sample, of which Keras's `export` knows nothing."
+        )
 
     def after_training(self) -> None:
         """Called at the end of ``fit``, also when it ends by an error."""
@@ -283,6 +351,8 @@ class Trainer(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Callable:
         self.before_weights_change()
+        for _, network, name in self.trained_parts():
+            check_trainable(network, name)
         if self.train_function is None or force:
             self.train_function = self._loop(self.train_step, [m.name for m in self.metrics])
         return self.train_function

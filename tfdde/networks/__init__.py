@@ -1,7 +1,13 @@
 """Networks for densities and generators, their layers, and initial weights."""
 
+from tfdde.networks.check_network import (
+    check_network,
+    check_scalar,
+    check_trainable,
+    condition_width,
+)
 from tfdde.networks.convolutional import conv_density, conv_generator
-from tfdde.networks.dense import check_scalar, condition_width, dense_block, residual_mlp
+from tfdde.networks.dense import dense_block, residual_mlp
 from tfdde.networks.fixed_condition import FixedCondition
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.layers import Concat, ProductOfMixtures, ResidualSum, softplus
@@ -12,7 +18,9 @@ __all__ = [
     "GaussianBase",
     "ProductOfMixtures",
     "ResidualSum",
+    "check_network",
     "check_scalar",
+    "check_trainable",
     "condition_width",
     "conv_density",
     "conv_generator",

@@ -185,8 +185,7 @@ class Run:
                 )
                 load = True
         model.group_steps(group)
-        if start > 0:  # before the first step the averages are zeros
-            model.optimizer.finalize_variable_values(model.trainable_weights)
+        model.finalize_averages()
         self.save(phase, model)
         if interrupted and not complete:
             print(f"Interrupted at step {start} of {steps} ({phase}).")

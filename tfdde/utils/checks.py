@@ -31,8 +31,9 @@ def check_positive(value: Any, name: str) -> float:
     return float(value)
 
 
-def _describe(shape: tuple[int, ...]) -> str:
-    return f"(rows, {', '.join(map(str, shape))})"
+def describe(shape: tuple[int, ...]) -> str:
+    """The shape of rows of ``shape``, in words."""
+    return f"(rows, {', '.join(map(str, shape))})" if shape else "(rows,)"
 
 
 def check_rows(x: Any, name: str, shape: tuple[int, ...], allow_empty: bool = False) -> np.ndarray:
@@ -48,15 +49,15 @@ def check_rows(x: Any, name: str, shape: tuple[int, ...], allow_empty: bool = Fa
         array = np.asarray(array, np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`{name}` must be an array of numbers of shape {_describe(shape)}: {error}."
+            f"`{name}` must be an array of numbers of shape {describe(shape)}: {error}."
         ) from None
     if array.ndim != len(shape) + 1:
         raise ValueError(
-            f"`{name}` must have rank {len(shape) + 1}, shape {_describe(shape)}, "
+            f"`{name}` must have rank {len(shape) + 1}, shape {describe(shape)}, "
             f"got rank {array.ndim}, shape {array.shape}."
         )
     if array.shape[1:] != tuple(shape):
-        raise ValueError(f"`{name}` must have shape {_describe(shape)}, got {array.shape}.")
+        raise ValueError(f"`{name}` must have shape {describe(shape)}, got {array.shape}.")
     if len(array) == 0 and not allow_empty:
         raise ValueError(f"`{name}` is empty: expected at least one row, got shape {array.shape}.")
     finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
@@ -185,51 +186,6 @@ def check_conditions(
         expected = f"{rows} rows, one for each of the data" + (", or one for all" * single)
         raise ValueError(f"`{name}` must have {expected}, got {len(array)}.")
     return array
-
-
-def check_dataset(dataset: Any, name: str, shape: tuple[int, ...], width: int = 0) -> None:
-    """Raise ValueError unless a tf.data dataset yields batches (rows, *shape) of floats.
-
-    For a model with conditions of ``width`` entries it must yield pairs of such batches and of
-    conditions (rows, width).
-    """
-    spec = dataset.element_spec
-    specs = spec if isinstance(spec, tuple) else (spec,)
-    shapes = [shape, (width,)] if width else [shape]
-    if len(specs) != len(shapes) or not all(isinstance(s, tf.TensorSpec) for s in specs):
-        # A distributed dataset has the specs of its replicas; the training step checks it.
-        if isinstance(dataset, tf.data.Dataset):
-            expected = f"one tensor of shape {_describe(shape)}, without labels"
-            if width:
-                expected = f"pairs of rows {_describe(shape)} and conditions (rows, {width})"
-            raise ValueError(f"`{name}` must yield {expected}, got elements of {spec}.")
-        return
-    for part, part_shape in zip(specs, shapes, strict=True):
-        if not part.dtype.is_floating:
-            raise ValueError(f"`{name}` must yield floating-point batches, got {part.dtype.name}.")
-        if not part.shape.is_compatible_with((None, *part_shape)):
-            raise ValueError(
-                f"`{name}` must yield batches of shape {_describe(part_shape)}, got "
-                f"{part.shape}; is `.batch(...)` missing?"
-            )
-
-
-def as_batch(data: Any, shape: tuple[int, ...], width: int = 0) -> list[tf.Tensor]:
-    """Return [x], or [x, conditions] if a condition has ``width`` entries, as float32 tensors.
-
-    ``data`` is what Keras passes to a step: x, (x,), (x, conditions) or one of these with None
-    for missing parts.
-    """
-    parts = list(data) if isinstance(data, tuple | list) else [data]
-    shapes = [shape, (width,)] if width else [shape]
-    if any(part is not None for part in parts[len(shapes) :]):
-        raise ValueError("Training data must be rows alone, without labels or weights.")
-    if len(parts) < len(shapes) or parts[len(shapes) - 1] is None:
-        raise ValueError(f"Training data must be rows with conditions of shape (rows, {width}).")
-    return [
-        tf.ensure_shape(tf.cast(part, tf.float32), (None, *part_shape))
-        for part, part_shape in zip(parts, shapes, strict=False)
-    ]
 
 
 def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> Any:
