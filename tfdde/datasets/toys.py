@@ -54,7 +54,7 @@ def check_toy(name: Any) -> str:
     if canonical not in TOYS:
         near = difflib.get_close_matches(str(name), [*TOYS, *_ALIASES], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"`dataset` must be one of {', '.join(TOYS)}, got {name!r}.{hint}")
+        raise ValueError(f"`name` must be one of {', '.join(TOYS)}, got {name!r}.{hint}")
     return canonical
 
 
