@@ -14,8 +14,8 @@ class Mixture:
     Means N(0, 1.5**2), standard deviations log-uniform in [0.2, 1], weights Dirichlet(3).
 
     Args:
-        n: dimensions.
-        seed: of the mixture itself; that of the rows is ``sample``'s.
+        n: number of dimensions.
+        seed: of the mixture itself; ``sample`` has a seed for the rows.
     """
 
     def __init__(self, n, seed=0, components=10):
@@ -46,12 +46,12 @@ class Mixture:
 class RotatedToys:
     """x = R (toy_1, ..., toy_{n/2}), independent 2-D toys under a random orthogonal R.
 
-    The toys take turns: checkerboard, two_spirals, rings, eight_gaussians.  Isotropic noise
-    does not see R, so the blurred log-density is the sum of those of the toys.
+    The toys repeat in the order checkerboard, two_spirals, rings, eight_gaussians.  A rotation
+    leaves isotropic noise as it is, so the blurred log-density is the sum of those of the toys.
 
     Args:
-        n: dimensions, even.
-        seed: of R; that of the rows is ``sample``'s.
+        n: number of dimensions, even.
+        seed: of R; ``sample`` has a seed for the rows.
     """
 
     def __init__(self, n, seed=0):
@@ -69,9 +69,9 @@ class RotatedToys:
         rng = np.random.default_rng(seed)
         toys = []
         for name in self.toys:
-            # A seed for each: equal ones would make toys of the same name copies of another.
+            # Each toy has its own seed; with equal seeds, toys of one name would be copies.
             rows = datasets.sample_toy(name, m, int(rng.integers(2**31)))
-            # The arms of two_spirals take turns by rows, and so would be known from each other.
+            # The arms of two_spirals alternate by rows, which would make toys dependent: shuffle.
             toys.append(rows[rng.permutation(m)])
         return (np.concatenate(toys, axis=1) @ self.rotation.T).astype(np.float32)
 

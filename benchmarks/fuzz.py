@@ -1,11 +1,11 @@
-"""Fuzzing of whatever reads a file that a user gives: only clear errors, no crash, no hang.
+"""Fuzzing of the readers of users' files: only clear errors, no crash, no hang.
 
     python benchmarks/fuzz.py idx csv blocks tfrecord config --inputs 250000
 
-Each target is fed inputs by atheris (coverage-guided, libFuzzer) in a process of its own, starting
-from valid files.  It fails at any exception but the reader's own of one line, at an input that
-takes 10 s, and at memory more than 512 MiB above that of the imports.  Adds rows to
-results/fuzz.json: inputs tried, seconds, and how much memory rose.
+For each target, atheris (coverage-guided, libFuzzer) makes inputs in a process of its own, starting
+from valid files.  A target fails if it raises anything but the reader's own error of one line, if
+one input takes 10 s, or if memory rises by more than 512 MiB after the imports.  Adds rows to
+results/fuzz.json: the inputs tried, the seconds, and by how much memory rose.
 """
 
 import argparse
@@ -30,14 +30,14 @@ MEMORY_MIB, SECONDS = 512, 10
 
 
 def write(folder, name, content):
-    """A file with this content, in place of one that an earlier input left."""
+    """Write a file with this content, in place of the file of an earlier input."""
     path = folder / name
     path.write_bytes(content)
     return path
 
 
 def idx(data, folder):
-    """An IDX file, plain or (first byte odd) compressed."""
+    """Read an IDX file, compressed if the first byte is odd."""
     name = "x"
     if data[:1] and data[0] % 2:
         data, name = gzip.compress(data[1:], compresslevel=0), "x.gz"
@@ -46,13 +46,13 @@ def idx(data, folder):
 
 
 def csv(data, folder):
-    """A table to train on."""
+    """Read a table to train on."""
     x, names = tables.read_table(write(folder, "x.csv", data))
     assert x.shape[1] == len(names) and np.isfinite(x).all()
 
 
 def csv_blocks(data, folder):
-    """A table to score: every line is a row, good or bad; blank ones only in a single column."""
+    """Read a table to score: each line is a good or a bad row; blank ones in one column only."""
     source = blocks.Source(write(folder, "x.csv", data), None, None, (), None)
     rows = 0
     for block in source:
@@ -67,20 +67,20 @@ def csv_blocks(data, folder):
 
 
 def tfrecord(data, folder):
-    """Records; where they are cut off or corrupt is a reason, not an error."""
+    """Read records; a corrupt or cut-off record ends them with a reason, not an error."""
     for block in blocks.Source(write(folder, "x.tfrecord", data), None, None, (), 2):
         good = np.array([reason is None for reason in block.reasons], bool)
         assert np.isfinite(block.values[good]).all()
 
 
 def config(data, folder):
-    """The arguments of a run that is to be resumed."""
+    """Resume a run with this config.json."""
     write(folder, "config.json", data)
     runs.Run(folder, {"sigma": 0.2}, resume=True)
 
 
 def seeds():
-    """Valid files to start from, by target."""
+    """Return valid files to start from, by target."""
     import tensorflow as tf
 
     image = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 2, 2) + bytes(range(8))
@@ -102,7 +102,7 @@ def seeds():
     }
 
 
-# What to call, and the errors that it may raise, of one line.
+# Each target: the reader to call, and the errors that it may raise.
 TARGETS = {
     "idx": (idx, ValueError),
     "csv": (csv, ValueError),
@@ -113,7 +113,7 @@ TARGETS = {
 
 
 def try_one(target, data, folder):
-    """Feed one input; raises whatever is not a clear error."""
+    """Try one input; raise an error unless the reader accepts it or raises a clear error."""
     call, expected = TARGETS[target]
     try:
         call(data, folder)
@@ -124,13 +124,13 @@ def try_one(target, data, folder):
 
 
 def resident_mib(name):
-    """Memory of this process, now (VmRSS) or at most (VmHWM)."""
+    """Return the memory of this process in MiB: now (VmRSS) or at its peak (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024
 
 
 def fuzz(target, inputs, corpus):
-    """In a process of its own: libFuzzer ends it."""
+    """Fuzz a target in this process, which libFuzzer ends."""
     import atheris
 
     for module in (images, tables, blocks, csv_lines, tfrecords, runs):
@@ -161,7 +161,7 @@ def fuzz(target, inputs, corpus):
 
 
 def run(target, inputs):
-    """Fuzz in another process; a row of results."""
+    """Fuzz a target in another process; return its row of results."""
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Path(scratch) / "corpus"
         corpus.mkdir()
@@ -173,12 +173,12 @@ def run(target, inputs):
             [*command, "--corpus", corpus], cwd=scratch, capture_output=True, text=True
         )
         seconds = time.time() - start
-        found = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode or not found:
+        reports = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode or not reports:
             for crash in Path(scratch).glob("*-*"):
                 print(f"input: {crash.read_bytes()!r}", file=sys.stderr)
             raise SystemExit(f"{target}: {done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return {"name": target, **json.loads(found[-1]), "seconds": round(seconds)}
+    return {"name": target, **json.loads(reports[-1]), "seconds": round(seconds)}
 
 
 def main():

@@ -5,8 +5,8 @@
     python benchmarks/images.py flow_matching --seconds 600 --data-dir DIR
     python benchmarks/images.py table
 
-`tfdde` trains by train/mnist.py, which gets the further arguments; the others by stock Keras until
---seconds are over. Distances are of 10,000 samples to the 10,000 test images, on the 128 features
+`tfdde` trains by train/mnist.py, which gets the further arguments; the peers train by stock Keras
+for --seconds. Distances are of 10,000 samples to the 10,000 test images, on the 128 features
 of a classifier trained here and refused below 99 % test accuracy (Fashion-MNIST, with
 --dataset fashion_mnist: 90 %). Adds a row to results/images.json.
 """
@@ -37,7 +37,7 @@ DATASETS = {
 
 
 def features_of(classifier):
-    """A function of images: the features before the last dropout."""
+    """Return a function of images that gives the features before the last dropout."""
     x = keras.Input(classifier.input_shape[1:])
     h, outputs = x, []
     for layer in classifier.layers:
@@ -48,7 +48,7 @@ def features_of(classifier):
 
 
 def quality(images, data, classifier):
-    """All measures of generated images, each with its error."""
+    """Return all measures of generated images with their errors."""
     features = features_of(classifier)
     real, made = features(data.x_test), features(images)
     few_real, few_made = real[:NEIGHBOURS], made[:NEIGHBOURS]
@@ -69,7 +69,7 @@ def quality(images, data, classifier):
 
 
 def train_tfdde(args, more):
-    """Samples of the generator of train/mnist.py or its like, trained in a process of its own."""
+    """Train a generator by train/mnist.py in another process, and return a sampler."""
     script = Path(__file__).parent.parent / "train" / f"{args.dataset}.py"
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"
@@ -133,7 +133,7 @@ def main():
 
 
 def table(rows):
-    """Markdown."""
+    """Return the rows as a Markdown table."""
     names = ("frechet", "precision", "recall", "density", "coverage")
     lines = ["| | " + " | ".join(names) + " | least digit % | sure % | samples/s |"]
     lines += ["|---" * (len(names) + 4) + "|"]

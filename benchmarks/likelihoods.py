@@ -4,10 +4,10 @@
     python benchmarks/likelihoods.py real --seconds 60 --only wine-0 mnist-43 --methods tfdde maf
     python benchmarks/likelihoods.py table
 
-Synthetic: the target is the density blurred by N(0, 0.1**2 I), known exactly, so that each
-row has its gap to the truth, KL(truth || estimate).  Real: clean held-out rows.  Each method
-runs in a process of its own; each (data set, method) adds a row to results/likelihoods.json at
-once, and a run that is started again with the same budget skips the rows that are there.
+Synthetic: the target is the density blurred by N(0, 0.1**2 I), which is known exactly, so that each
+row has its gap to the truth, KL(truth || estimate).  Real: clean held-out rows.  Each method runs
+in a process of its own.  Each pair of data set and method adds a row to results/likelihoods.json as
+soon as it is measured, and a run with the same budget skips rows that are there.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 import peers
 
 # TensorFlow, tfdde and record are imported where they are needed: the processes of the methods
-# import this file too, and those of the flows shall have torch's threads only.
+# import this file too, and those of the flows must have no threads but those of torch.
 
 SIGMA = 0.1
 TRAIN, VALIDATION, TEST = 50_000, 5_000, 10_000

@@ -1,11 +1,11 @@
-"""log Z of exact mixtures, where the truth is known: errors, intervals and their coverage.
+"""Errors of log Z, and coverage of its intervals, on exact mixtures.
 
     python benchmarks/log_partition.py exact
     python benchmarks/log_partition.py trained
 
-``exact`` gives the estimators the true log-density of blurred mixtures plus a constant, the log
-Z to be found, and only a sample of the data. ``trained`` trains a density of many levels and
-compares ladder and annealing. Adds rows to results/log_partition.json.
+``exact`` gives the estimators a sample of the data and the true log-density of blurred mixtures
+plus a constant, which is the log Z to be estimated. ``trained`` trains a density of many levels
+and compares the ladder with annealing. Adds rows to results/log_partition.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
 
 SIGMA, TOP = 0.1, 8.0
-CONSTANT = 3.0  # the log Z to be found
+CONSTANT = 3.0  # the log Z to be estimated
 DIMENSIONS = (2, 6, 8, 21, 43, 63)
 # Components, their standard deviations, and whether their weights are equal.
 KINDS = {
@@ -55,7 +55,7 @@ class ExactMixture:
 
     def __call__(self, x, sigma):
         """Log-density + CONSTANT of float32 rows (n, d) at sigma (): float32 (n,)."""
-        # The squares multiplied out are matrix products; float64 keeps what cancels.
+        # The squares, multiplied out, are matrix products. Large terms cancel: float64.
         x, sigma = tf.cast(x, tf.float64), tf.cast(sigma, tf.float64)
         precision = 1.0 / (self.std**2 + sigma**2)
         pulled = self.means * precision
@@ -67,19 +67,23 @@ class ExactMixture:
         return tf.cast(CONSTANT + tf.reduce_logsumexp(parts, axis=1), tf.float32)
 
 
-def summary(found):
-    """Errors and coverage of estimates, one for each seed."""
-    errors = np.array([f.value - CONSTANT for f in found])
-    covered = [f.lower <= CONSTANT <= f.upper for f in found]
+def summary(estimates):
+    """Return errors and coverage of the estimates of several seeds."""
+    errors = np.array([z.value - CONSTANT for z in estimates])
+    covered = [z.lower <= CONSTANT <= z.upper for z in estimates]
+
+    def mean(name):
+        return float(np.mean([getattr(z, name) for z in estimates]))
+
     return {
-        "seeds": len(found),
+        "seeds": len(estimates),
         "mean_error": round(float(errors.mean()), 4),
         "rms_error": round(float(np.sqrt((errors**2).mean())), 4),
         "largest_error": round(float(np.abs(errors).max()), 4),
-        "mean_reported_standard_error": round(float(np.mean([f.standard_error for f in found])), 4),
+        "mean_reported_standard_error": round(mean("standard_error"), 4),
         "covered_percent": round(100 * float(np.mean(covered)), 1),
-        "mean_effective_samples": round(float(np.mean([f.effective_sample_size for f in found]))),
-        "trusted_percent": round(100 * float(np.mean([f.trusted for f in found])), 1),
+        "mean_effective_samples": round(mean("effective_sample_size")),
+        "trusted_percent": round(100 * mean("trusted"), 1),
     }
 
 
@@ -95,17 +99,17 @@ def exact(args):
                 "annealed": lambda s, x, seed, levels=levels: annealed(s, x, levels, seed=seed),
             }
             for name in args.methods:
-                start, found = time.time(), []
+                start, estimates = time.time(), []
                 seeds = args.seeds if name == "ladder" else min(args.seeds, args.few)
                 for seed in range(seeds):
                     mixture = ExactMixture(kind, n, seed)
                     x = mixture.sample(args.rows, [seed, 1])
-                    found.append(methods[name](mixture, x, seed))
+                    estimates.append(methods[name](mixture, x, seed))
                 row = {"name": f"exact, {kind}, n = {n}, {name}", "rows": args.rows}
                 if name == "ladder":
                     row["samples"] = args.samples
                 seconds = round((time.time() - start) / seeds, 2)
-                record.add("log_partition", {**row, **summary(found), "seconds_each": seconds})
+                record.add("log_partition", {**row, **summary(estimates), "seconds_each": seconds})
 
 
 def trained(args):
@@ -129,8 +133,8 @@ def trained(args):
                     ("importance", "importance", 0),
                 ):
                     start = time.time()
-                    found = dde.log_partition(fresh, method, moves=moves, seed=seed)
-                    config = {k: v for k, v in found.get_config().items() if k != "method"}
+                    log_z = dde.log_partition(fresh, method, moves=moves, seed=seed)
+                    config = {k: v for k, v in log_z.get_config().items() if k != "method"}
                     row[name] = {**config, "seconds": round(time.time() - start, 1)}
             low = max(row["ladder"]["lower"], row["annealed"]["lower"])
             high = min(row["ladder"]["upper"], row["annealed"]["upper"])

@@ -1,4 +1,4 @@
-"""Which digits a generator makes, counted by a classifier trained here.
+"""Shares of the digits among generated images, counted by a classifier trained here.
 
     python benchmarks/mnist_digits.py runs/mnist --data-dir DIR
 
@@ -24,7 +24,7 @@ SURE = 0.9
 
 
 def train_classifier(data):
-    """A small convolutional network; returns it with its test accuracy."""
+    """Train a small convolutional network; return it with its test accuracy."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -52,7 +52,7 @@ def train_classifier(data):
 
 
 def classifier_of(data, path=None, least=0.99):
-    """The classifier kept at ``path``, or a new one; with its test accuracy, ``least`` or more."""
+    """Return the classifier kept at ``path``, or a new one, and its test accuracy >= ``least``."""
     if path and path.exists():
         classifier = keras.saving.load_model(path)
         accuracy = classifier.evaluate(data.x_test, data.y_test, verbose=0)[1]
@@ -67,7 +67,7 @@ def classifier_of(data, path=None, least=0.99):
 
 
 def count(classifier, images):
-    """Percent of each digit and of sure predictions, with binomial standard errors."""
+    """Return the percentages of digits and of sure predictions, with binomial errors."""
     logits = classifier.predict(images, batch_size=500, verbose=0)
     probability = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     n = len(images)

@@ -1,4 +1,4 @@
-"""Mutation testing: what share of small faults, put into a module one at a time, do its tests see?
+"""Mutation testing: the share of small faults, put into a module one at a time, that tests notice.
 
     python benchmarks/mutation.py models/dde --mutants 30 --skip 25
 
@@ -9,9 +9,9 @@ mutated: docstrings, annotations, decorators, default arguments but names, numbe
 ``__repr__``, whatever stands in a ``raise`` or ``assert``, names of arguments given to checks, and
 what is outside of functions.  A mutant is killed if a test fails, or takes too long.
 
-Only the quick tests in ``TESTS`` are run, so that the share is a lower bound of what all tests
-see.  TensorFlow is imported once; each mutant gets a
-process forked from there, before TensorFlow starts any thread.  Needs ``pip install mutmut``.
+Only the quick tests in ``TESTS`` are run, so the share is a lower bound of what all tests notice.
+TensorFlow is imported once, and each mutant is tested in a process forked from there, before
+TensorFlow starts any thread.  Needs ``pip install mutmut``.
 """
 
 import argparse
@@ -105,7 +105,7 @@ EQUIVALENT = {
 
 
 def operators():
-    """Kind, type of node, and a function that yields what may stand in the node's place."""
+    """Return triples: kind, type of node, and a function that yields replacements of a node."""
     import libcst as cst
     from mutmut.mutation import mutators
 
@@ -129,21 +129,21 @@ def operators():
         if node.value is not None and getattr(node.value, "value", None) != "None":
             yield node.with_changes(value=cst.Name("None"))
 
-    found = [(cst.Expr, removed), (cst.If, negated), (cst.Return, none)]
+    mutations = [(cst.Expr, removed), (cst.If, negated), (cst.Return, none)]
     own = {
         mutators.operator_string: one_string,
         mutators.operator_arg_removal: argument_removed,
     }
     for node, mutate in mutators.mutation_operators:
-        found.append((node, own.get(mutate, mutate)))
-    return [(mutate.__name__.removeprefix("operator_"), node, mutate) for node, mutate in found]
+        mutations.append((node, own.get(mutate, mutate)))
+    return [(mutate.__name__.removeprefix("operator_"), node, mutate) for node, mutate in mutations]
 
 
 def mutants(source):
-    """All mutated sources that compile, each once, with their kinds, in the order of the source."""
+    """Return all mutated sources that compile, with their kinds, in the order of the source."""
     import libcst as cst
 
-    known, found = operators(), []
+    known, replacements = operators(), []
 
     def strings(call):
         return [arg.value for arg in call.args if isinstance(arg.value, cst.SimpleString)]
@@ -171,7 +171,7 @@ def mutants(source):
             if checks:
                 names.update(strings(node))
             if self.functions:
-                found.extend(
+                replacements.extend(
                     (kind, node, other)
                     for kind, type_, mutate in known
                     if isinstance(node, type_)
@@ -187,7 +187,7 @@ def mutants(source):
     module = cst.parse_module(source)
     module.visit(Visitor())
     codes = {}
-    for kind, node, other in found:
+    for kind, node, other in replacements:
         code = module.deep_replace(node, other).code
         try:
             compile(code, "mutant", "exec", dont_inherit=True)
@@ -199,7 +199,7 @@ def mutants(source):
 
 
 def change(source, mutant):
-    """The line number and the lines taken out and put in."""
+    """Return the line number and the lines that differ, as text."""
     lines = list(difflib.unified_diff(source.splitlines(), mutant.splitlines(), lineterm="", n=0))
     number = re.match(r"@@ -(\d+)", lines[2])[1]
     text = [line[0] + " " + line[1:].strip() for line in lines[3:] if line[:2] != "@@"]
@@ -207,9 +207,9 @@ def change(source, mutant):
 
 
 class Plugin:
-    """Of pytest: in each file the quick tests first.
+    """Plugin of pytest that runs the quick tests of each file first.
 
-    It writes down what each test takes, and one that fails.
+    It writes the seconds of each test and the name of a failed one to files.
     """
 
     def __init__(self, seconds, folder):
@@ -229,7 +229,7 @@ class Plugin:
 
 
 def run(package, tests, seconds, folder, limit):
-    """Run the tests on the package in a forked process: the exit code, None if it took too long."""
+    """Run the tests in a forked process; return its exit code, None if it took too long."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -264,7 +264,7 @@ def run(package, tests, seconds, folder, limit):
 
 
 def ids(module):
-    """What pytest is to run."""
+    """Return the tests of a module as arguments of pytest."""
     return [
         f"tests/{file}" + (f"::test_{name}" if name else "")
         for file, names in TESTS[module].items()
@@ -273,7 +273,7 @@ def ids(module):
 
 
 def baseline(package, tests, folder):
-    """Seconds of each test on the package as it is, where all must pass."""
+    """Return the seconds of each test on the package as it is, where all must pass."""
     code = run(package, tests, {}, folder, 3600)
     if code != 0:
         raise SystemExit((folder / "log").read_text()[-3000:])
@@ -281,7 +281,7 @@ def baseline(package, tests, folder):
 
 
 def test(module, count, skip, seed):
-    """A row of results: what became of ``count`` of the module's mutants in a random order."""
+    """Test ``count`` mutants of a module in a random order, and return a row of results."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy would start threads as it is imported
 
     import keras  # noqa: F401
@@ -292,8 +292,8 @@ def test(module, count, skip, seed):
     started = Path("/proc/self/task")
     assert not started.exists() or len(list(started.iterdir())) < 4, "fork before any thread starts"
     source = (ROOT / "tfdde" / f"{module}.py").read_text()
-    found = mutants(source)
-    order = random.Random(seed).sample(found, len(found))[skip : skip + count]
+    every = mutants(source)
+    order = random.Random(seed).sample(every, len(every))[skip : skip + count]
     counts = {"killed": 0, "timeout": 0, "equivalent": 0, "survived": 0}
     kinds: dict[str, list[int]] = {}
     tests, survivors, start = ids(module), {}, time.time()
@@ -311,7 +311,7 @@ def test(module, count, skip, seed):
             compiled.unlink()
         seconds = baseline(package, tests, folder)
         limit = 4 * sum(seconds.values()) + 60
-        print(f"{module}: {len(found)} mutants, tests of {sum(seconds.values()):.0f} s", flush=True)
+        print(f"{module}: {len(every)} mutants, tests of {sum(seconds.values()):.0f} s", flush=True)
         for mutant, kind in order:
             (folder / "failed").unlink(missing_ok=True)
             path.write_text(mutant)
@@ -338,7 +338,7 @@ def test(module, count, skip, seed):
     interval = scipy.stats.binomtest(killed, total).proportion_ci()
     return {
         "name": f"{module}, seed {seed}, {len(order)} after {skip}",
-        "mutants": len(found),
+        "mutants": len(every),
         "tried": len(order),
         **counts,
         "share_killed": killed / total,

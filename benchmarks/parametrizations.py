@@ -2,8 +2,8 @@
 
     python benchmarks/parametrizations.py --seconds 60
 
-x^ is x, centred and scaled to unit variance at every noise level. All have three residual layers
-of 256 SiLU units and get x^ and the place of log(sigma) in its range:
+x^ is x, centred and scaled to unit variance at every noise level. All networks have three residual
+layers of 256 SiLU units; their inputs are x^ and the place of log(sigma) in its range:
 
 plain      s = f, a scalar
 base       s = Gaussian base + f, a scalar
@@ -30,7 +30,7 @@ from tfdde import networks
 
 
 class Plain(tfdde.DDE):
-    """Without the Gaussian base's term."""
+    """A density without the Gaussian base."""
 
     def at(self, x, sigma):
         return super().at(x, sigma) - self.base(x, sigma)

@@ -39,7 +39,7 @@ class Clock:
 
 
 class Scaler:
-    """Standardises columns by the training rows' means and standard deviations."""
+    """Standardise columns by the training rows' means and standard deviations."""
 
     def __init__(self, x):
         self.mean = x.mean(axis=0, dtype=np.float64)
@@ -50,11 +50,11 @@ class Scaler:
         return ((x - self.mean) / self.std).astype(np.float32)
 
 
-def _noisy(x, sigma, seed, stream):
-    """Rows with N(0, sigma**2 I) added once; the rows themselves if sigma is None."""
+def _noisy(x, sigma, seed, part):
+    """Return rows with N(0, sigma**2 I) added; the rows themselves if sigma is None."""
     if sigma is None:
         return x
-    rng = np.random.default_rng([seed, stream])
+    rng = np.random.default_rng([seed, part])
     return x + np.float32(sigma) * rng.standard_normal(x.shape, np.float32)
 
 
@@ -106,8 +106,8 @@ def kde(x_train, x_validation, seconds, sigma, seed):
 def gaussian_mixture(x_train, x_validation, seconds, sigma, seed):
     """Gaussian mixture by EM; BIC chooses among full and diagonal covariances and their number.
 
-    Each covariance type grows until its BIC has risen twice in a row; what is left of the
-    budget goes to further starts, five in all.
+    The number of components grows until the BIC has risen twice in a row; the rest of the budget
+    is spent on further starts, five in all.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -154,15 +154,16 @@ def gaussian_mixture(x_train, x_validation, seconds, sigma, seed):
 
 
 SMALL = 5_000  # rows; with fewer, a flow overfits before its budget is spent
-MOVES = 5  # of Monte Carlo at each level of tfdde's ladder: without, a poor fit flatters itself
+MOVES = 5  # Monte Carlo moves at each level of the ladder; without any, log Z favours a poor fit
 
 
 def _flow(build, learning_rate, data, seconds, sigma, seed):
     """Maximum likelihood by AdamW: warm-up and cosine over the budget, averaged weights.
 
-    The average is judged on the validation rows thirty times, and the best one kept.  On small
-    data sets the budget is shared by several settings of width and noise added to the standardised
-    rows (Rothfuss et al. 2019, "Noise regularization"), with weight decay: validation chooses.
+    The average is evaluated on the validation rows thirty times, and the best one is kept.  On
+    small data sets the budget is divided among several widths and levels of noise added to the
+    standardised rows (Rothfuss et al. 2019, "Noise regularization"), with weight decay, of which
+    validation chooses.
 
     Args:
         build: maps the hidden layers' width to an untrained zuko flow.
@@ -263,7 +264,7 @@ def maf(x_train, x_validation, seconds, sigma, seed):
 
 
 def train_density(dde, rows, clock, seed, rate=2e-3, held_out=None):
-    """Train a tfdde.DDE on rows (m, n) until the clock's budget is spent; returns the steps.
+    """Train a tfdde.DDE on rows (m, n) until the clock's budget is spent; return the steps.
 
     With held-out rows (k, n), it keeps the averaged weights that have the least loss on them.
     """
@@ -307,9 +308,8 @@ def train_density(dde, rows, clock, seed, rate=2e-3, held_out=None):
 def denoising(x_train, x_validation, seconds, sigma, seed):
     """tfdde's DDE of all noise levels, normalised by the ladder.
 
-    Training ends at the budget; the ladder's seconds come on top, as ``log_z_seconds``.  With
-    sigma None, rows are standardised and the level is chosen by the normalised likelihood of
-    the validation rows.
+    The budget is for training; the ladder takes ``log_z_seconds`` more.  With sigma None, rows
+    are standardised, and the normalised likelihood of the validation rows chooses the level.
     """
     import keras
 
@@ -330,20 +330,20 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     steps = train_density(dde, rows, clock, seed, held_out=held_out if small else None)
     facts = {"steps": steps, "parameters": dde.network.count_params()}
     start = clock.elapsed
-    # Held-out rows first: a few dozen don't suffice for log Z, nor 5,000 where the gap is small.
+    # Held-out rows first. A few dozen are too few for log Z, and so are 5,000 for small gaps.
     samples = 20_000 if n <= 10 else 5_000
     starts = np.concatenate([held_out, rows])[:samples]
     levels = ladder.ladder_levels(noise.minimum, noise.maximum, n)
-    found = ladder.ladder(dde.at, starts, levels, samples=samples, moves=MOVES, seed=seed)
+    partitions = ladder.ladder(dde.at, starts, levels, samples=samples, moves=MOVES, seed=seed)
 
     def at_level(x, log_z):
         s = dde.log_density(x, log_z.sigma, normalized=False).numpy()
         return s.astype(np.float64) - log_z.value
 
-    log_z = found[0]
+    log_z = partitions[0]
     if sigma is None:
-        usable = [f for f in found if f.trusted] or found
-        log_z = max(usable, key=lambda f: at_level(held_out[:5_000], f).mean())
+        usable = [z for z in partitions if z.trusted] or partitions
+        log_z = max(usable, key=lambda z: at_level(held_out[:5_000], z).mean())
     facts |= {
         "sigma": log_z.sigma,
         "log_z": log_z.value,
@@ -365,6 +365,6 @@ METHODS = {
 
 
 def fit_and_evaluate(method, x_train, x_validation, y, seconds, sigma, seed):
-    """Fit a method by name; its log-density at the rows ``y``, and the facts."""
+    """Fit a method by name; return its log-density at the rows ``y``, and the facts."""
     log_density, facts = METHODS[method](x_train, x_validation, seconds, sigma, seed)
     return log_density(y), facts

@@ -1,4 +1,4 @@
-"""Other generators of images, of stock Keras layers, trained until their time is over."""
+"""Other generators of images, made of stock Keras layers and trained for a given time."""
 
 import time
 
@@ -19,13 +19,13 @@ def _batches(x, seed):
 
 
 def _decay(optimizers, rates, share):
-    """A cosine over the time there is."""
+    """Return a cosine decay over the time available."""
     for optimizer, rate in zip(optimizers, rates, strict=True):
         optimizer.learning_rate.assign(rate * 0.5 * (1 + np.cos(np.pi * min(share, 1.0))))
 
 
 def wgan_gp(x, seconds, seed):
-    """Gulrajani et al. 2017, with the generator that tfdde has and a critic like its density."""
+    """Gulrajani et al. 2017, with tfdde's generator and a critic like tfdde's density."""
     layers, shape = keras.layers, x.shape[1:]
     generator = convolutional.conv_generator(LATENT, shape, WIDTH)
     critic = keras.Sequential(

@@ -1,9 +1,9 @@
-"""Plugin of pytest with which coverage sees what TensorFlow traces.
+"""Plugin of pytest that lets coverage see the functions that TensorFlow traces.
 
     PYTHONPATH=benchmarks pytest -p plain_graphs --cov
 
-AutoGraph runs a translation of each function, in a file of its own. Here it leaves functions alone
-but the two that loop over tensors, whose lines then still count as not run.
+AutoGraph translates each traced function into another file and runs that. With this plugin it
+translates only the two functions that loop over tensors; their lines still count as not run.
 """
 
 import functools

@@ -1,11 +1,11 @@
-"""What bfloat16 costs the score: a toy's density in Keras's mixed precision beside float32.
+"""Error of the score in Keras's mixed precision (bfloat16), compared with float32.
 
     python benchmarks/precision.py
 
 8 Gaussians, sigma = 0.2, 25 layers of 32 units, batches of 1,024 with antithetic noise. The error
 of the score is its root mean square distance to the exact one, at 4,000 noisy points, as a share
-of the exact score's root mean square. Also of the float32 weights in a bfloat16 network. Adds a row
-to results/precision.json.
+of the exact score's root mean square. A third number is for float32 weights read in bfloat16. Adds
+a row to results/precision.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FLOAT32, BFLOAT16 = "float32", "mixed_bfloat16"
 
 
 def exact_score(x):
-    """By central differences of the closed form, in float64."""
+    """Return the score by central differences of the closed form, in float64."""
     ends = [
         [datasets.toy_log_density(TOY, x + sign * STEP * axis, SIGMA) for sign in (1, -1)]
         for axis in np.eye(2)

@@ -1,4 +1,4 @@
-"""What the published evaluation procedure makes of a density that is normalised exactly.
+"""The published evaluation procedure applied to a density that is normalised exactly.
 
     python benchmarks/published_log_z.py
 
@@ -18,10 +18,10 @@ n Gaussian integrals of precision 1 + 1 - 1/n each: log Z = -(n/2) log(2 - 1/n).
 of standard deviation t it is -(n/2) log(1 + (1 - 1/n) / t**2).  A log-likelihood computed with
 such a log Z is too high by as much.
 
-Beside it, tfdde's estimates for the same density, read as N(0, (1 - 0.1**2) I) blurred by
-sigma = 0.1; and, for an AR(1) Gaussian with rho = 0.8, correct importance sampling from a
-diagonal Gaussian, which fails on mere correlation: from thirty seeds, since a few of them draw
-a huge weight and most draw none.  Rows go to results/published_log_z.json.
+The rows also have tfdde's estimates for the same density, read as N(0, (1 - 0.1**2) I) blurred by
+sigma = 0.1.  For an AR(1) Gaussian with rho = 0.8 they have correct importance sampling from a
+diagonal Gaussian, which fails because of the correlation alone; thirty seeds, since a few of them
+draw a huge weight and most draw none.  Rows go to results/published_log_z.json.
 """
 
 import math
@@ -60,7 +60,7 @@ def correct(log_w):
 
 
 def published(log_w):
-    """With the phantom sample, which weighs as much as the heaviest one."""
+    """Return log Z with the phantom sample, which weighs as much as the heaviest sample."""
     top = log_w.max()
     return top + math.log1p(np.exp(log_w - top).sum()) - math.log(len(log_w))
 
@@ -93,7 +93,7 @@ def gaussian(covariance):
 
 
 def of_seeds(estimates):
-    """Mean, median and standard deviation of log Z over the seeds."""
+    """Return mean, median and standard deviation of log Z over the seeds."""
     values = np.array(estimates)
     return {
         "log_z": float(values.mean()),
@@ -104,7 +104,7 @@ def of_seeds(estimates):
 
 
 def of_tfdde(at, data, n):
-    """Each of tfdde's methods over the seeds, and how many of their intervals cover log Z = 0."""
+    """Return the estimates of tfdde's methods, and how many of their intervals cover 0."""
     levels = ladder_levels(SIGMA, HIGHEST, n)
     methods = {
         "importance": lambda x, seed: importance(at, x, SIGMA, SAMPLES, seed),
@@ -113,11 +113,12 @@ def of_tfdde(at, data, n):
     }
     out = {}
     for name, method in methods.items():
-        found = [method(data(seed), seed) for seed in SEEDS]
-        out[name] = of_seeds([f.value for f in found])
-        out[name]["mean_interval"] = np.mean([[f.lower, f.upper] for f in found], axis=0).tolist()
-        out[name]["intervals_that_cover"] = int(sum(f.lower <= 0 <= f.upper for f in found))
-        out[name]["trusted"] = int(sum(f.trusted for f in found))
+        estimates = [method(data(seed), seed) for seed in SEEDS]
+        out[name] = of_seeds([z.value for z in estimates])
+        intervals = [[z.lower, z.upper] for z in estimates]
+        out[name]["mean_interval"] = np.mean(intervals, axis=0).tolist()
+        out[name]["intervals_that_cover"] = sum(low <= 0 <= high for low, high in intervals)
+        out[name]["trusted"] = sum(z.trusted for z in estimates)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Results of benchmarks: a JSON file each, with where, when and how they were measured."""
+"""Results of benchmarks in JSON files, with the machine, versions, command and date."""
 
 import datetime
 import json
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine():
-    """The processor's name, cores and memory."""
+    """Return the processor's name, cores and memory."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -43,6 +43,6 @@ def add(benchmark, row):
         "date": datetime.date.today().isoformat(),
     }
     rows = [r for r in rows if r["name"] != row["name"]] + [row]
-    with atomic(path) as beside:
-        beside.write_text(json.dumps(rows, indent=1) + "\n")
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
     print(json.dumps(row, indent=1))

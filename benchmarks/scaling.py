@@ -1,12 +1,13 @@
-"""How the cost of training grows: with rows N, columns n, depth, and replicas.
+"""Growth of the cost of training with rows N, columns n, depth and replicas.
 
     python benchmarks/scaling.py rows columns depth replicas
 
-Each curve varies one of them about 20,000 rows, 8 columns, 4 residual layers of 128 units (as
-tfdde.recipes builds them), batches of 512, one device, and times `fit`, compiled and warm: an epoch
-for the rows, a step for the others.  The exponent is the slope of log seconds over log size, by
-least squares over the sizes from `fitted_from` on, with its standard error.  Replicas share
-batches of 2,048 rows and the cores of this machine: what is measured is what sharing costs.
+Each curve varies one size and leaves the others at 20,000 rows, 8 columns, 4 residual layers of 128
+units (as tfdde.recipes builds them), batches of 512 and one device.  It times `fit`, compiled and
+warm: an epoch for the curve of rows, a step for the other curves.  The exponent is the slope of log
+seconds over log size, by least squares over the sizes from `fitted_from` on, with its standard
+error.  Replicas share batches of 2,048 rows and the cores of this machine, so their curve is the
+cost of sharing.
 """
 
 import argparse
@@ -32,22 +33,22 @@ REPEATS = 5
 
 
 def seconds_of(what, size):
-    """Seconds of an epoch (rows) or a step, one number a repetition.  Once in a process."""
+    """Return seconds of an epoch (rows) or a step, repeatedly.  Call it once in a process."""
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * max(SIZES["replicas"]),
     )
-    given = {"rows": 20_000, "columns": 8, "depth": 4, "replicas": 1, what: size}
-    rows, batch = given["rows"], 2_048 if what == "replicas" else 512
+    sizes = {"rows": 20_000, "columns": 8, "depth": 4, "replicas": 1, what: size}
+    rows, batch = sizes["rows"], 2_048 if what == "replicas" else 512
     keras.utils.set_random_seed(0)
-    x = np.random.default_rng(0).standard_normal((rows, given["columns"])).astype("f4")
+    x = np.random.default_rng(0).standard_normal((rows, sizes["columns"])).astype("f4")
     strategy = tf.distribute.get_strategy()
-    if given["replicas"] > 1:
-        strategy = tf.distribute.MirroredStrategy([f"CPU:{k}" for k in range(given["replicas"])])
+    if sizes["replicas"] > 1:
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{k}" for k in range(sizes["replicas"])])
     with strategy.scope():
-        density = recipes.table_density(x, tfdde.LogUniform(0.1, 4.0), depth=given["depth"], seed=0)
+        density = recipes.table_density(x, tfdde.LogUniform(0.1, 4.0), depth=sizes["depth"], seed=0)
         density.compile(keras.optimizers.Adam(1e-3))
-    steps = -(-rows // batch) if what == "rows" else max(10, 80 // given["depth"])
+    steps = -(-rows // batch) if what == "rows" else max(10, 80 // sizes["depth"])
     batches = datasets.stream(x, batch, 0)
     density.fit(batches, steps_per_epoch=5, verbose=0)
     times = []
@@ -59,7 +60,7 @@ def seconds_of(what, size):
 
 
 def exponent(sizes, seconds):
-    """Slope of log seconds over log size, and its standard error."""
+    """Return the slope of log seconds over log size, and its standard error."""
     x, y = np.log(sizes), np.log(seconds)
     slope, offset = np.polyfit(x, y, 1)
     left = y - slope * x - offset

@@ -29,7 +29,7 @@ CHUNK = 2**20  # rows of a row group
 
 
 def write(path, rows):
-    """Standard normal rows."""
+    """Write standard normal rows."""
     schema = pa.schema([(name, pa.float32()) for name in COLUMNS])
     rng = np.random.default_rng(0)
     with pa.parquet.ParquetWriter(path, schema) as writer:

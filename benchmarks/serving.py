@@ -7,8 +7,8 @@
 A density of 8 columns (``recipes.table_density``, width 64, depth 4, standardised, with log Z) is
 trained for some seconds, exported, and read through each runtime; a neural spline flow and a
 continuous flow of zuko are trained on the same rows.  The first run puts them in runs/serving,
-later ones take them from there.  Generator and diffusion network have initial weights, which
-their speed does not depend on.  NumPy rows go in and come out, in batches of 1, 64 and 2048.
+later runs take them from there.  Generator and diffusion network have initial weights, since their
+speed does not depend on the weights.  NumPy rows go in and come out, in batches of 1, 64 and 2048.
 Each row is measured in a process of its own, held to one core, all libraries to one thread.
 """
 
@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-# Libraries are imported where they are needed: each row is measured beside no other's threads.
+# Libraries are imported where they are needed, so that no row is measured beside the threads of
+# another row's library.
 
 MODELS = Path(__file__).parent.parent / "runs" / "serving"
 N, WIDTH, DEPTH = 8, 64, 4
@@ -40,9 +41,9 @@ ONE_THREAD = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREA
 
 
 def summary(seconds, batch):
-    """Rows a second and latencies of successive calls.
+    """Return rows a second and latencies of successive calls.
 
-    The interval of 95 % is that of the mean over blocks of calls, by Student's t.
+    The 95 % interval is that of the mean over blocks of calls, by Student's t.
 
     Args:
         seconds: of each call, at least 2.
@@ -65,7 +66,7 @@ def summary(seconds, batch):
 
 
 def timed(call):
-    """Seconds of each of many calls."""
+    """Return the seconds of each of many calls."""
     clock, seconds = time.perf_counter, []
     start, warm = clock(), 0
     while warm < 3 or clock() - start < WARM_UP:
@@ -86,7 +87,7 @@ def data(m, seed):
 
 
 def train_density():
-    """The density, its artifacts, and its own log-density of some rows."""
+    """Train the density; return its artifacts and its own log-density of some rows."""
     import keras
     import peers
 
@@ -149,7 +150,7 @@ def rows():
 
 
 def each_batch(log_density):
-    """Times of a function of NumPy rows, once it has agreed with Keras."""
+    """Return times of a function of NumPy rows, after a check that it agrees with Keras."""
     x, expected = rows()
     for batch in BATCHES:
         check(log_density(x[:batch]), expected[:batch])
@@ -203,7 +204,7 @@ def of_openvino():
 
 
 def of_c():
-    """examples/c/run.c, which times its own calls."""
+    """Run examples/c/run.c, which times its own calls."""
     import tensorflow as tf
 
     wheel = Path(tf.__file__).parent
@@ -220,7 +221,7 @@ def of_c():
             command = [MODELS / "run", saved(), "log_density", str(calls)]
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
             check(np.array(done.stdout.split(), float), expected[:batch])
-            # A log of TensorFlow's may stand before the numbers.
+            # TensorFlow may log lines before the numbers.
             return np.array(done.stderr.split()[-calls:], float)
 
         pace = np.median(run(200))
@@ -330,7 +331,7 @@ SAMPLERS = {
 
 
 def measure(name):
-    """One row of the results."""
+    """Return one row of the results."""
     _, make, arguments = (DENSITIES | SAMPLERS)[name]
     times, facts = make(*arguments)
     batches = BATCHES if name in DENSITIES else SAMPLES
@@ -338,7 +339,7 @@ def measure(name):
 
 
 def alone(function, *arguments):
-    """In a fresh process."""
+    """Call a function in a fresh process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
         return process.submit(function, *arguments).result()
@@ -365,7 +366,7 @@ def short(number):
 
 
 def table(found):
-    """Markdown of the rows of results/serving.json."""
+    """Return the rows of results/serving.json as a Markdown table."""
     rows = {row["name"]: {b["batch"]: b for b in row["batches"]} for row in found}
 
     def cells(name, batches):

@@ -1,17 +1,19 @@
-"""The noise level that tfdde chooses, beside the bandwidths of kernel densities, against truth.
+"""The noise level that tfdde chooses and bandwidths of kernel densities, compared with the truth.
 
     python benchmarks/sigma.py --seeds 0 1
     python benchmarks/sigma.py --only mixture-8 --rows 1000
     python benchmarks/sigma.py --only mixture-2 --rows 100 --search-few
     python benchmarks/sigma.py table
 
-Of N rows of a known density tfdde keeps a fifth for validation (of 100: each of five parts in
-turn), and is trained again on all N with what that chose. A search of 100 rows, five trainings a
-trial, takes twenty minutes, the curve three. Standardised columns for all methods.
-Truth: the log-likelihood of 20,000 fresh rows under the density itself, under its exact blur
-p_sigma, and under the exact kernel density of the N rows, which is what a denoising density that
-knows its rows by heart would be, at each bandwidth. The best level of p_sigma is 0, that of the
-kernels is found on the fresh rows; a density that has learned something has its own in between.
+tfdde keeps a fifth of N rows of a known density for validation (with 100 rows, each of five parts
+in turn), and is then trained again on all N rows with the settings so chosen. With 100 rows a
+search, with five trainings a trial, takes twenty minutes, and the curve three. All methods
+standardise the columns.
+The truth is the log-likelihood of 20,000 fresh rows under the density itself, under its exact blur
+p_sigma, and, at each bandwidth, under the exact kernel density of the N rows, which a denoising
+density would be that has memorised its rows. The best level of p_sigma is 0, and that of the
+kernels is found on the fresh rows; the best level of a density that has learned more than its rows
+lies in between.
 """
 
 import argparse
@@ -49,7 +51,7 @@ def family_of(name, seed):
 
 
 def blurred(family, y, noise):
-    """Exact log-density of the family blurred by noise of standard deviations (n,), at rows y."""
+    """Return the exact log-density at rows y, blurred by noise of standard deviations (n,)."""
     stds, family.stds = family.stds, np.sqrt(family.stds**2 + noise**2)
     values = family.log_density(y, 0.0)
     family.stds = stds
@@ -64,10 +66,10 @@ def measure(name, count, seed, search_few=False):
     rows, test = scale(x), scale(y)
     truth = family.log_density(y, 0.0)
 
-    # Kernels of the N rows: cross-validation, rules of thumb, oracle; distances once for all.
+    # Kernels of the N rows by cross-validation, rules of thumb and oracle, with shared distances.
     folds = GridSearchCV(KernelDensity(), {"bandwidth": GRID}, cv=5)
     folds.fit(rows[np.random.default_rng(seed).permutation(count)[:2_000]])
-    # Of 2,000 rows if there are more: the bandwidth goes with N**(-1 / (n + 4)).
+    # At most 2,000 rows; for N rows the bandwidth is scaled by N**(-1 / (n + 4)).
     shrink = (min(count, 2_000) / count) ** (1 / (n + 4))
     bandwidths = {
         "cross-validation": folds.best_params_["bandwidth"] * shrink,
@@ -113,11 +115,11 @@ def measure(name, count, seed, search_few=False):
     keras.utils.set_random_seed(seed)
     again = densities.refit(hp, x, trained, epochs=epochs, verbose=0)
     for rule, k in (("curve", curve.best), ("one_standard_error", curve.one_standard_error)):
-        found = again.log_partition(x, sigma=curve.sigmas[k])
-        s = again.log_density(y, found.sigma, normalized=False).numpy()
-        values = s.astype(np.float64) - found.value
-        blur = blurred(family, y, found.sigma * scale.std)
-        result[rule] = row_of(values, truth, found.sigma, found.standard_error)
+        log_z = again.log_partition(x, sigma=curve.sigmas[k])
+        s = again.log_density(y, log_z.sigma, normalized=False).numpy()
+        values = s.astype(np.float64) - log_z.value
+        blur = blurred(family, y, log_z.sigma * scale.std)
+        result[rule] = row_of(values, truth, log_z.sigma, log_z.standard_error)
         result[rule]["blurred_truth"] = float(blur.mean())
     if few and not search_few:
         return result
@@ -157,7 +159,7 @@ def row_of(values, truth, sigma, log_z_error=0.0):
 
 
 def table(rows):
-    """Markdown: gap to the truth in nats, and the level, of each rule."""
+    """Return a Markdown table of each rule's gap to the truth in nats, and its level."""
     rules = ("search", "curve", "cross-validation", "silverman", "scott")
     lines = ["| data | N | " + " | ".join(rules) + " | kernel optimum |"]
     lines += ["|---" * (len(rules) + 3) + "|"]

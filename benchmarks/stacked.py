@@ -1,4 +1,4 @@
-"""Stacked MNIST: how many of its 1,000 modes the generator reaches, and when.
+"""The number of the 1,000 modes of stacked MNIST that a generator reaches, over time.
 
     python benchmarks/stacked.py --every 600 --data-dir DIR --preset quick
 
@@ -30,7 +30,7 @@ SCRIPT = Path(__file__).parent.parent / "train" / "stacked_mnist.py"
 
 
 def train(arguments, folder, copies, every):
-    """Run the script in ``folder``; (seconds, copy of the checkpoint) every so often."""
+    """Run the script in ``folder``; return pairs of seconds and a copy of the checkpoint."""
     snapshots, start = [], time.time()
     with subprocess.Popen([sys.executable, SCRIPT, *arguments, "--output", folder]) as process:
         while process.poll() is None:
@@ -48,7 +48,7 @@ def train(arguments, folder, copies, every):
 
 
 def modes_of(images, classifier):
-    """Modes reached, KL to uniform and its standard error, of images (n, 28, 28, 3)."""
+    """Return modes reached, KL to uniform and its standard error of images (n, 28, 28, 3)."""
     digits = [
         classifier.predict(images[..., k : k + 1], batch_size=500, verbose=0).argmax(axis=1)
         for k in range(3)

@@ -1,4 +1,4 @@
-"""Training steps of the same networks and losses, written plainly in PyTorch and in JAX.
+"""Training steps of the same networks and losses, written in plain PyTorch and JAX.
 
 For `step_time.py`: `torch_step` and `jax_step` return a function without arguments that makes one
 step. A network is a dictionary: "kind" (residual or dense), "inputs", "width", "depth", "outputs".
@@ -13,7 +13,7 @@ RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-7  # of Adam, as Keras has 
 
 
 def shapes_of(network):
-    """The kernels' shapes, first to last."""
+    """Return the shapes of the kernels, first to last."""
     n, width, depth = network["inputs"], network["width"], network["depth"]
     if network["kind"] == "residual":
         return [(n, width), *[(width, width)] * depth, (width, network["outputs"])]
@@ -24,7 +24,7 @@ def shapes_of(network):
 
 
 def first_weights(network, seed):
-    """Kernels and offsets: small enough for any depth."""
+    """Return kernels and offsets, small enough for any depth."""
     rng = np.random.default_rng(seed)
     weights = []
     for i, o in shapes_of(network):
@@ -34,7 +34,7 @@ def first_weights(network, seed):
 
 
 def apply(network, weights, x, activation, concatenate):
-    """The network, of PyTorch's or of JAX's arrays: (batch, inputs) -> (batch, outputs)."""
+    """Apply the network to arrays of PyTorch or JAX: (batch, inputs) -> (batch, outputs)."""
     (first, b), *hidden, (last, c) = zip(weights[::2], weights[1::2], strict=True)
     if network["kind"] == "residual":
         h = x @ first + b

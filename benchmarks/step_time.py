@@ -1,20 +1,21 @@
-"""Training steps beside the same ones in PyTorch and JAX, and beside the machine's matrix products.
+"""Times of training steps, of the same steps in PyTorch and JAX, and of their matrix products.
 
     python benchmarks/step_time.py --threads 2
     python benchmarks/step_time.py --threads 1 --busy --cases tabular
     python benchmarks/step_time.py --start --data-dir DIR
 
-Each method has its own process; they take turns, a fraction of a second each, so that whatever
-else keeps the machine busy hits all alike. Times are medians over the rounds, with the interval
-between the second lowest and the second highest: of nine rounds it covers the median 96 times in
-100. Ratios are taken within rounds. --busy takes the process's CPU time instead, which other work
-on the processor changes little: for one thread.
+Each method has its own process. They take turns of a fraction of a second, so that other work on
+the machine slows all of them alike. Times are medians over the rounds, with the interval from the
+second lowest to the second highest; with nine rounds it covers the median 96 times in 100. Ratios
+are taken within rounds. --busy measures the CPU time of the process instead, which other work on
+the processor changes little; it is for one thread.
 
 `gemm` rows are the step's matrix products alone, in their shapes and number, by NumPy, PyTorch
-and TensorFlow, and `square` a product of 2048 x 2048 matrices. Shares are the time of the products
-at the rate of the fastest of these, by the time of the step. `tfdde x 8` has steps_per_execution
-= 8. torch.compile has the score by torch.func.grad: torch.autograd.grad with create_graph, as in
-eager code, it refuses to differentiate again, which `torch compile autograd` shows.
+and TensorFlow; `square` is a product of 2048 x 2048 matrices. A share is the time of the products
+at the rate of the fastest of these libraries, divided by the time of the step. `tfdde x 8` has
+steps_per_execution = 8. With torch.compile the score is found by torch.func.grad, since it can't
+differentiate again what torch.autograd.grad with create_graph returns, as `torch compile autograd`
+shows.
 
 --start measures what `import tfdde` adds to `import tensorflow`, and train/mnist.py from its start
 to the end of its first step.
@@ -63,19 +64,19 @@ METHODS = [
 
 
 def products(case):
-    """The matrix products of a step: (rows, inner, columns) of each, in order.
+    """Return the sizes (rows, inner, columns) of the matrix products of a step, in order.
 
-    Of a kernel a density's update needs two products forward (value, score), and for the
-    gradient of its loss one forward again, two for the kernel and one backward; not all of them
-    at the linear output, of which the loss sees the kernel alone, and at the input.
+    For each kernel, the update of a density has two products forward (value, score); the gradient
+    of its loss has one more forward, two for the kernel and one backward.  Fewer are needed at
+    the linear output, where the loss depends on the kernel only, and at the input.
     """
     b = case["batch"]
 
     def of(network, uses, last_uses):
-        found = []
+        sizes = []
         shapes = step_peers.shapes_of(network)
         for k, (i, o) in enumerate(shapes):
-            # Of these inputs are the network's own, whose gradient nothing needs.
+            # These are inputs of the network itself, whose gradient nothing needs.
             own = network["inputs"] if k == 0 or network["kind"] == "dense" else 0
             shape = {
                 "value": (b, i, o),
@@ -83,8 +84,8 @@ def products(case):
                 "weights": (i, b, o),
                 "backward": (b, o, i - own),
             }
-            found += [shape[use] for use in (uses if k < len(shapes) - 1 else last_uses)]
-        return [each for each in found if min(each) > 0]
+            sizes += [shape[use] for use in (uses if k < len(shapes) - 1 else last_uses)]
+        return [size for size in sizes if min(size) > 0]
 
     uses = ["value", "score", "value", "weights", "weights", "backward"]
     update = of(case["density"], uses, ["value", "score", "weights"])
@@ -106,22 +107,22 @@ def tfdde_model(case, jit, repeats):
     import tfdde
 
     def network(name):
-        about = dict(case[name])
+        description = dict(case[name])
         build = {"residual": tfdde.networks.residual_mlp, "dense": tfdde.networks.dense_block}
-        inputs, outputs = about.pop("inputs"), about.pop("outputs")
+        inputs, outputs = description.pop("inputs"), description.pop("outputs")
         activation = "silu" if name == "generator" else tfdde.networks.softplus
-        return build[about.pop("kind")](
+        return build[description.pop("kind")](
             inputs,
             output_shape=None if outputs == 1 else outputs,
             activation=activation,
-            **about,
+            **description,
         )
 
     def density(seed):
         return tfdde.DDE(network("density"), tfdde.Constant(step_peers.SIGMA), seed=seed)
 
     def adam():
-        # Averaged weights, as in the scripts, would be more than the peers do.
+        # No averaged weights, as the scripts have them, since the peers have none.
         return keras.optimizers.Adam(step_peers.RATE)
 
     settings = {"jit_compile": jit, "steps_per_execution": repeats}
@@ -138,7 +139,7 @@ def tfdde_model(case, jit, repeats):
 
 
 def tfdde_steps(case, x, jit, repeats):
-    """Function of a number of steps, a multiple of ``repeats``: as `fit` calls them."""
+    """Return a function that makes a number of steps, a multiple of ``repeats``, as `fit` does."""
     import tensorflow as tf
 
     import tfdde
@@ -189,7 +190,7 @@ def gemm_steps(case, library):
 
 
 def make(case, method, threads):
-    """Function of a number of steps."""
+    """Return a function that makes a number of steps."""
     import numpy as np
 
     if method.startswith("gemm"):
@@ -223,7 +224,7 @@ def make(case, method, threads):
 
 
 def work(connection, case, method, threads, busy):
-    """Make steps whenever asked to, in a process of its own."""
+    """Make steps on request, in a process of its own."""
     clock = time.process_time if busy else time.perf_counter
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
@@ -253,14 +254,14 @@ def work(connection, case, method, threads, busy):
 
 
 def interval(values):
-    """Median, second lowest and second highest."""
+    """Return the median, the second lowest and the second highest."""
     values = sorted(values)
     cut = 1 if len(values) > 4 else 0
     return [statistics.median(values), values[cut], values[-1 - cut]]
 
 
 def measure(case, methods, threads, rounds, busy):
-    """Seconds to the first step and, by method, seconds a step in each round, or an error."""
+    """Return, by method, seconds to the first step and a step in each round, or an error."""
     context = multiprocessing.get_context("spawn")
     first, times, errors, workers = {}, {}, {}, {}
     for method in methods:
@@ -302,8 +303,8 @@ def compare(name, case, methods, threads, rounds, busy):
             rows[method]["first_step_seconds"] = round(first[method], 2)
 
     def fastest(start, square=False):
-        found = [m for m in times if m.startswith(start) and m.endswith("square") == square]
-        return min(found, key=lambda m: rows[m]["ms"][0], default=None)
+        matching = [m for m in times if m.startswith(start) and m.endswith("square") == square]
+        return min(matching, key=lambda m: rows[m]["ms"][0], default=None)
 
     def ratio(method, scale=1.0):
         if ours and method:
@@ -338,7 +339,7 @@ print(time.perf_counter() - start)
 
 
 def start_up(data_dir, rounds):
-    """Add the row of what passes before the first step."""
+    """Measure the time before the first step, and add its row."""
     import record
 
     root = Path(__file__).parent.parent

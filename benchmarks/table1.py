@@ -15,8 +15,8 @@ import sys
 from likelihoods import measure
 
 SETS = ("power", "gas", "hepmass", "miniboone")
-# Papamakarios et al. 2017 (errors: two standard deviations), Durkan et al. 2019, and the row that
-# this project does not aim at: how its log Z was estimated is in published_log_z.py.
+# Papamakarios et al. 2017 (errors: two standard deviations), Durkan et al. 2019, and the paper's
+# row, which is no target of this project: see published_log_z.py for the estimation of its log Z.
 PUBLISHED = {
     "MAF (10), Papamakarios et al. 2017": ("0.24", "10.08", "-17.73", "-12.24"),
     "MAF MoG (5), Papamakarios et al. 2017": ("0.30", "9.59", "-17.39", "-11.68"),
@@ -26,7 +26,7 @@ PUBLISHED = {
 
 
 def markdown(rows):
-    """The table, from the rows of results/table1.json."""
+    """Return the table of the rows of results/table1.json."""
     lines = ["| | " + " | ".join(name.upper() for name in SETS) + " |", "|---" * 5 + "|"]
     for title, numbers in PUBLISHED.items():
         lines.append(f"| {title} | " + " | ".join(numbers) + " |")
@@ -44,7 +44,7 @@ def markdown(rows):
 
 
 def load(data_dir, check_sizes):
-    """The sets that there are files for; says what is wrong with the others."""
+    """Yield the sets whose files are there, and print what is wrong with the other sets."""
     from tfdde import datasets
 
     for name in SETS:
@@ -65,14 +65,14 @@ def main():
     args = parser.parse_args()
     import record
 
-    found = False
+    measured = False
     for name, table in load(args.data_dir, not args.any_size):
-        found = True
+        measured = True
         for method in args.methods:
             parts = table.x_train, table.x_validation, table.x_test
             row = measure(method, *parts, args.seconds_per_set)
             record.add("table1", {"name": f"{name}, {method}", **row})
-    if not found:
+    if not measured:
         print("error: there is none of the four data sets", file=sys.stderr)
         return 2
     rows = json.loads((record.RESULTS / "table1.json").read_text())

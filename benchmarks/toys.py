@@ -1,4 +1,4 @@
-"""Toys: KL of the density to the exact one, shares of the modes in the generator's samples.
+"""KL of a toy's density to the exact one, and shares of the modes in a generator's samples.
 
     python benchmarks/toys.py density --dataset checkerboard --sigma 0.2
     python benchmarks/toys.py generator --dataset eight_gaussians --sigma 0.1
@@ -28,7 +28,7 @@ SAMPLES, REPEATS = 20_000, 20
 
 
 def density_row(model, name, sigma):
-    """KL(exact || normalised model) on two grids: their difference is the grid's error."""
+    """Return KL(exact || normalised model) on two grids, whose difference is the grid's error."""
     values = {}
     for side in (300, 400):
         grid, cell = metrics.grid(-5 - 5 * sigma, 5 + 5 * sigma, side)
@@ -40,7 +40,7 @@ def density_row(model, name, sigma):
 
 
 def distances(x, others):
-    """Sliced Wasserstein and squared kernel distance (bandwidth 0.5) to each of other samples."""
+    """Return sliced Wasserstein and squared kernel distances (bandwidth 0.5) to other samples."""
     pairs = [
         (
             metrics.sliced_wasserstein(x, y, repeats=2).value,
@@ -52,25 +52,25 @@ def distances(x, others):
 
 
 def generator_row(model, name):
-    """Distances to the truth, and shares in percent with their binomial standard errors."""
+    """Return distances to the truth, and shares in percent with binomial standard errors."""
     x = model.sample(SAMPLES, seed=1).numpy()
     truth = datasets.sample_toy(name, SAMPLES, seed=2)
     others = [datasets.sample_toy(name, SAMPLES, seed=3 + k) for k in range(REPEATS)]
     row = {"samples": SAMPLES}
-    # What samples of the truth are apart by chance, in pairs of which no two share one.
+    # Distances between samples of the truth, in pairs without a common sample.
     chance = np.concatenate(
         [distances(a, [b]) for a, b in zip(others[::2], others[1::2], strict=True)]
     )
     for k, measure in enumerate(("sliced_wasserstein", "kernel_distance")):
-        found = distances(x, others)[:, k]
-        row[measure] = [found.mean(), found.std(ddof=1)]
+        column = distances(x, others)[:, k]
+        row[measure] = [column.mean(), column.std(ddof=1)]
         row[f"true_{measure}"] = [chance[:, k].mean(), chance[:, k].std(ddof=1)]
     if name == "checkerboard":
         share = datasets.inside_checkerboard(x).mean()
         row["inside_percent"] = 100 * share
         row["inside_standard_error"] = 100 * np.sqrt(share * (1 - share) / SAMPLES)
     if name not in ("two_spirals", "rings"):
-        # The squares by their middles, the Gaussians within 4 standard deviations.
+        # Squares are counted around their middles, Gaussians within 4 standard deviations.
         radius = np.sqrt(2) if name == "checkerboard" else 4 * datasets.toy_std(name)
         for title, points in (("generated", x), ("true", truth)):
             shares, errors = metrics.mode_shares(points, datasets.toy_modes(name), radius)
@@ -80,7 +80,7 @@ def generator_row(model, name):
 
 
 def table(rows):
-    """Distances to the truth, and in parentheses what samples of the truth are apart by chance."""
+    """Return a Markdown table of distances to the truth, and of those between true samples."""
     lines = [
         "| | sliced Wasserstein | kernel | inside, % | shares, % | minutes |",
         "|---" * 6 + "|",

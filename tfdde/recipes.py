@@ -35,6 +35,11 @@ def table_density(
     Base and normalization are adapted to the rows, and the first layer starts at the rows'
     independent components if it has a unit for each of them and the rows are enough.
 
+    >>> dde = tfdde.recipes.table_density(x, tfdde.LogUniform(0.1, 8.0), width=16, depth=1)
+    >>> dde.compile("adam")
+    >>> dde.score(x[:3]).shape
+    TensorShape([3, 2])
+
     Args:
         x: training rows, shape (rows, n).
         noise: the noise levels; with ``LogUniform`` the network has an input for the level.

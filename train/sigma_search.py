@@ -183,7 +183,7 @@ def main(argv=None):
         return True  # the chief does the rest
 
     rows = table_of(tuner)
-    with atomic(run / "trials.csv") as beside, beside.open("w", newline="") as f:
+    with atomic(run / "trials.csv") as temporary, temporary.open("w", newline="") as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -237,8 +237,8 @@ def main(argv=None):
         "rows": {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
         "columns": table.columns,
     }
-    with atomic(run / "result.json") as beside:
-        beside.write_text(json.dumps(result, indent=2) + "\n")
+    with atomic(run / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"sigma = {dde.noise.sigma:.3g} standard deviations; {dde.partition}\n"
         f"Held-out log-likelihood: {mean:.4f} ± {test_error:.4f} nats per row in the data's "

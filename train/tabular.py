@@ -194,8 +194,8 @@ def main(argv=None):
         "rows": {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
         "columns": table.columns,
     }
-    with atomic(run / "result.json") as beside:
-        beside.write_text(json.dumps(result, indent=2) + "\n")
+    with atomic(run / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"sigma = {log_z.sigma:.3g} (lowest: {args.sigma:g}) standard deviations; {log_z}\n"
         f"Held-out {kind}: {mean:.4f} ± {error:.4f} nats per row in the data's own units, "

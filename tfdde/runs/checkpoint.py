@@ -41,11 +41,11 @@ class Checkpoint(keras.callbacks.Callback):
         weights = {w.path: w.numpy() for w in self.model.weights}
         if bad := not_finite({path: np.float64(np.sum(w)) for path, w in weights.items()}):
             raise DivergedError(int(self.model.optimizer.iterations.numpy()), bad)
-        with atomic(self.path) as beside:
+        with atomic(self.path) as temporary:
             # Adam with averages has three more numbers for each weight; HDF5 adds 2 kB a weight.
-            _reserve(beside, sum(4 * (w.nbytes + 2048) for w in weights.values()))
-            self.model.save_weights(beside, overwrite=True)
-            with open(beside, "r+b") as f:
+            _reserve(temporary, sum(4 * (w.nbytes + 2048) for w in weights.values()))
+            self.model.save_weights(temporary, overwrite=True)
+            with open(temporary, "r+b") as f:
                 f.write(SEAL + hashlib.file_digest(f, "sha256").digest())
 
 

@@ -115,12 +115,12 @@ class KeepBest(keras.callbacks.Callback):
 
     def _write(self) -> None:
         if self.path is not None:
-            with atomic(self.path) as beside:
-                np.savez(beside, list(self.losses.values()), *self.weights)
+            with atomic(self.path) as temporary:
+                np.savez(temporary, list(self.losses.values()), *self.weights)
         if self.curve is not None:
-            with atomic(self.curve) as beside:
+            with atomic(self.curve) as temporary:
                 rows = list(self.losses.items())
-                np.savetxt(beside, rows, "%d,%.9g", header="epoch,loss", comments="")
+                np.savetxt(temporary, rows, "%d,%.9g", header="epoch,loss", comments="")
 
     def _read(self, path: Path) -> None:
         try:

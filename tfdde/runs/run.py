@@ -89,8 +89,8 @@ class Run:
             "command": sys.argv,
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        with atomic(config) as beside:
-            beside.write_text(json.dumps(content, indent=2) + "\n")
+        with atomic(config) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
 
     def __truediv__(self, name: str) -> Path:
         """A path in the folder, as with ``pathlib``."""
@@ -193,8 +193,8 @@ class Run:
 
     def save(self, name: str, model: keras.Model) -> None:
         """Write ``<name>.keras``."""
-        with atomic(self / f"{name}.keras") as beside:
-            model.save(beside)
+        with atomic(self / f"{name}.keras") as temporary:
+            model.save(temporary)
 
     def _tensorboard(self, phase: str) -> list[keras.callbacks.Callback]:
         if importlib.util.find_spec("tensorboard") is None:
@@ -219,7 +219,7 @@ class _Log(keras.callbacks.Callback):
             with self.path.open(newline="") as f:
                 rows = [row for row in csv.DictReader(f) if int(row["epoch"]) < epoch]
         rows.append({"epoch": epoch, **(logs or {})})
-        with atomic(self.path) as beside, beside.open("w", newline="") as f:
+        with atomic(self.path) as temporary, temporary.open("w", newline="") as f:
             writer = csv.DictWriter(f, rows[-1])
             writer.writeheader()
             writer.writerows(rows)

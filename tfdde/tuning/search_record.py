@@ -52,5 +52,5 @@ def check(path: Path, facts: Mapping[str, Any], keep: bool = False) -> None:
                 "overwrite=True to start anew."
             )
     if keep and now.keys() - known.keys():
-        with atomic(path) as beside:
-            beside.write_text(json.dumps(known | now, indent=2) + "\n")
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(known | now, indent=2) + "\n")

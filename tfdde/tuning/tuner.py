@@ -207,10 +207,10 @@ class LikelihoodTuner(keras_tuner.Tuner):
         if not log_z.trusted:
             raise keras_tuner.errors.FailedTrialError(f"log Z can't be trusted: {log_z}")
         folder = self._folder(trial.trial_id)
-        with atomic(folder / "state.weights.h5") as beside:
-            model.save_weights(beside)
-        with atomic(folder / "density.keras") as beside:
-            model.save(beside)
+        with atomic(folder / "state.weights.h5") as temporary:
+            model.save_weights(temporary)
+        with atomic(folder / "density.keras") as temporary:
+            model.save(temporary)
         mean, error = mean_and_error(held_out, log_z.standard_error)
         result = {"log_likelihood": mean, "standard_error": error}
         losses = getattr(history, "history", {}).get("val_loss")
@@ -233,8 +233,8 @@ class LikelihoodTuner(keras_tuner.Tuner):
             def read(model: DDE, epoch: int, k: int = k, part: Any = part) -> Any:
                 values = self._read(model, *part)
                 if not k:
-                    with atomic(folder / f"density-{epoch}.keras") as beside:
-                        model.save(beside)
+                    with atomic(folder / f"density-{epoch}.keras") as temporary:
+                        model.save(temporary)
                 return values
 
             strategy = self.distribution_strategy

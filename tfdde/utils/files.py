@@ -29,19 +29,19 @@ class atomic:  # noqa: N801, used like a function
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.beside = self.path.with_name(f".{os.getpid()}.{self.path.name}")
+        self.temporary = self.path.with_name(f".{os.getpid()}.{self.path.name}")
 
     def __enter__(self) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.beside
+        return self.temporary
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is None:
-            with open(self.beside, "rb") as f:
+            with open(self.temporary, "rb") as f:
                 os.fsync(f.fileno())
-            os.replace(self.beside, self.path)
+            os.replace(self.temporary, self.path)
         else:
-            self.beside.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)
             if isinstance(value, OSError) and value.errno in FULL:
                 # h5py's message has many lines, and not this name.
                 raise OSError(value.errno, os.strerror(value.errno), str(self.path)) from value
@@ -50,13 +50,13 @@ class atomic:  # noqa: N801, used like a function
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Context that yields a temporary folder, renamed to ``path`` on success, else removed."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield beside
-        os.rename(beside, path)
+        yield temporary
+        os.rename(temporary, path)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
