@@ -276,8 +276,12 @@ def test_bad_input_is_refused(case, method):
         with pytest.raises(ValueError, match=message):
             call(bad)
     if len(shape) == 3:
-        with pytest.raises(ValueError, match=rf"`{name}` must hold pixels scaled to \[0, 1\]"):
-            call(255 * x)
+        images = (
+            [255 * x, tf.constant(255 * x)] if method in ("log_density", "score") else [255 * x]
+        )
+        for bad in images:
+            with pytest.raises(ValueError, match=rf"`{name}` must hold pixels scaled to \[0, 1\]"):
+                call(bad)
     if case.conditions is None:
         with pytest.raises(ValueError, match="`conditions` must be None"):
             call(x, np.zeros((ROWS, 2)))

@@ -225,6 +225,21 @@ def test_the_scale_keeps_small_gradients_from_underflow():
     assert still[0] > 0.5 and still[1] < 0.1
 
 
+def test_float16_without_a_scale_is_warned_about():
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        dde, model = density(compiled=False), generator()
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    sgd = keras.optimizers.SGD
+    with pytest.warns(UserWarning, match="`network` computes in float16.*LossScaleOptimizer"):
+        dde.compile(sgd())
+    with pytest.warns(UserWarning, match=r"`generated_dde\.network` computes in float16"):
+        model.compile(sgd(loss_scale_factor=8.0), dde_optimizer=sgd())
+    dde.compile(keras.optimizers.LossScaleOptimizer(sgd()))
+    model.compile(sgd(loss_scale_factor=8.0), dde_optimizer=sgd(loss_scale_factor=8.0))
+
+
 def test_averages_of_all_three_optimizers_are_used():
     def after(steps, **kwargs):
         model = generator()
@@ -414,6 +429,19 @@ def test_validation_data_in_the_forms_of_keras(form):
         dde.fit(x, validation_data=(x, None, None, None), verbose=0)
     with pytest.raises(ValueError, match=r"`validation_data\[1\]` must be None"):
         dde.fit(x, validation_data=(x, x), verbose=0)
+
+
+def test_batches_of_no_arrays_are_not_sized():
+    x, dde = data(), density()
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(16)
+    for arguments in ({}, {"validation_data": dataset}):
+        with pytest.raises(ValueError, match="`validation_batch_size` must not be given"):
+            dde.fit(x, validation_batch_size=8, verbose=0, **arguments)
+    for call in (dde.fit, dde.evaluate):
+        with pytest.raises(ValueError, match="`batch_size` must not be given with a dataset"):
+            call(dataset, batch_size=8, verbose=0)
+    with pytest.raises(ValueError, match="`validation_batch_size` must be an integer >= 1, got 0"):
+        dde.fit(x, validation_data=x, validation_batch_size=0, verbose=0)
 
 
 def test_one_callback_without_a_list():

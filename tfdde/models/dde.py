@@ -20,6 +20,7 @@ from tfdde.models.trainer import (
     local_count,
     unscaled,
     update_mean,
+    warn_of_underflow,
 )
 from tfdde.networks import initial_weights
 from tfdde.networks.check_network import check_scalar
@@ -279,6 +280,7 @@ class DDE(Trainer):
             "steps_per_execution": steps_per_execution,
             "jit_compile": jit_compile,
         }
+        warn_of_underflow(self)
         self.optimizer.build(self.network.trainable_variables)
         self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
 
@@ -631,8 +633,9 @@ class DDE(Trainer):
     def _columns(self, x: Any, conditions: Any) -> list[Any]:
         """The rows and, if there are any, their conditions: checked arrays, or tensors."""
         rows = to_rows(x, "x", self.data_shape)
-        if not tf.is_tensor(x):
-            check_pixels(rows, "x", margin=10 * self.noise.sigma)
+        values_known = not tf.is_tensor(x) or tf.executing_eagerly()
+        if values_known and len(self.data_shape) == 3:
+            check_pixels(np.asarray(rows), "x", margin=10 * self.noise.sigma)
         return [rows, *to_conditions(conditions, self.condition_dim, rows)]
 
     @tf.function(reduce_retracing=True)

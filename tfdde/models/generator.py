@@ -19,6 +19,7 @@ from tfdde.models.trainer import (
     repeat,
     unscaled,
     update_mean,
+    warn_of_underflow,
 )
 from tfdde.networks.check_network import check_network, condition_width
 from tfdde.networks.fixed_condition import fix
@@ -210,6 +211,7 @@ class Generator(Trainer):
             "steps_per_execution": steps_per_execution,
             "jit_compile": jit_compile,
         }
+        warn_of_underflow(self)
         self.optimizer.build(self.generator.trainable_variables)
         self.dde_optimizer.build(self.generated_dde.network.trainable_variables)
         if self.data_optimizer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,20 @@ def unscaled(total: tf.Tensor, optimizer: Any) -> tf.Tensor:
     scale again.
     """
     return tf.maximum(total, np.finfo(np.float32).tiny) / optimizer.scale_loss(tf.ones(()))
+
+
+def warn_of_underflow(model: Trainer) -> None:
+    """Warn if a network computes in float16 and its optimizer does not scale the loss."""
+    for optimizer, network, name in model.trained_parts():
+        scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        scales = scales or optimizer.loss_scale_factor is not None
+        if network.compute_dtype == "float16" and not scales:
+            warnings.warn(
+                f"`{name}` computes in float16, in which small gradients are 0: pass "
+                "keras.optimizers.LossScaleOptimizer(optimizer), or use mixed_bfloat16.",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def add_penalty(loss: tf.Tensor, network: keras.Model, count: tf.Tensor) -> tf.Tensor:
@@ -237,7 +252,14 @@ class Trainer(keras.Model):
         else:
             batches, size = rows, BATCH_SIZE
         if isinstance(validation, Arrays):
+            if validation_batch_size is not None:
+                check_integer(validation_batch_size, "validation_batch_size")
             validation = validation.batches(validation_batch_size or size)
+        elif validation_batch_size is not None:
+            raise ValueError(
+                "`validation_batch_size` must not be given without arrays to validate on, got "
+                f"{validation_batch_size!r}."
+            )
         if initial_epoch >= epochs:
             epochs = 0  # or Keras would put the averages of no steps in place of the weights
         try:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.utils.checks import check_positive, check_rows
+from tfdde.utils.statistics import mean_and_covariance
 
 SCALES = 0.7, 3.0  # lowest and highest scale of units that start at independent components
 
@@ -43,8 +44,7 @@ def at_principal_components(network: keras.Model, x: Any) -> None:
             f"`x` must have more than {latents} rows of {output.units} entries, "
             f"got shape {np.shape(x)}."
         )
-    mean = rows.mean(axis=0, dtype=np.float64)
-    covariance = (rows.T @ rows) / len(rows) - np.outer(mean, mean)
+    mean, covariance = mean_and_covariance(rows)
     variances, axes = np.linalg.eigh(covariance)
     leading = slice(None, -latents - 1, -1)
     components = (axes[:, leading] * np.sqrt(np.maximum(variances[leading], 0))).T
