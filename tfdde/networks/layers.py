@@ -41,6 +41,43 @@ class ResidualSum(keras.layers.Layer):
 
 
 @tf.custom_gradient
+def log_sum_exp(logits: tf.Tensor) -> Any:
+    """Log of the sum of exp(logits): (batch, k) -> (batch, 1).
+
+    Its gradient is written out: TensorFlow's needs operations that TFLite lacks.
+    """
+    top = tf.reduce_max(logits, axis=-1, keepdims=True)
+    logs = tf.math.log(tf.reduce_sum(tf.exp(logits - top), axis=-1, keepdims=True)) + top
+    # Of the logits themselves, so that it can be differentiated again.
+    return logs, lambda dy: dy * tf.nn.softmax(logits)
+
+
+@tf.custom_gradient
+def log_squash(x: tf.Tensor, top: tf.Tensor) -> Any:
+    """arsinh(x) up to ``top`` on either side, and then smoothly constant.
+
+    Beyond ``top`` it goes on as a hyperbolic tangent, by 1 at most; value and two derivatives are
+    continuous.  The gradients are written out: TensorFlow's need operations that TFLite lacks.
+
+    Args:
+        x: (batch, n).
+        top: > 0, of the same shape.
+    """
+
+    def arsinh_of_size() -> tf.Tensor:
+        return tf.math.log(tf.abs(x) + tf.sqrt(tf.square(x) + 1.0))
+
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # From x on, so that it can be differentiated again.
+        bend = tf.square(tf.tanh(tf.maximum(arsinh_of_size() - top, 0.0)))
+        of_x = dy * tf.math.rsqrt(tf.square(x) + 1.0) * (1.0 - bend)
+        return of_x, dy * tf.sign(x) * bend
+
+    u = arsinh_of_size()
+    return tf.sign(x) * (tf.minimum(u, top) + tf.tanh(tf.maximum(u - top, 0.0))), gradient
+
+
+@tf.custom_gradient
 def _concat(*inputs: tf.Tensor) -> Any:
     # TensorFlow's own gradient reads the widths at run time, with operations that TFLite lacks.
     widths = [x.shape[-1] for x in inputs]
