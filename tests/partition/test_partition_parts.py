@@ -16,6 +16,7 @@ from tfdde.partition.annealed import annealed
 from tfdde.partition.evaluator import Evaluator, Gaussian
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder_levels
+from tfdde.partition.result import LogPartition
 
 
 def test_importance_has_the_size_and_error_of_its_weights():
@@ -171,20 +172,34 @@ def test_the_noise_chooses_the_method_and_its_levels(
 ):
     data = np.zeros((2, 2, 3), "f4")
     got = []
+    evaluator = Evaluator(lambda x, sigma: x[:, 0, 0], (2, 3))
+    found = LogPartition.around(0.0, 0.1, 500, "found", 0.5)
+    doubted = LogPartition.around(0.0, 0.1, 500, "doubted", 0.5)
+
+    def checked(estimates, evaluate, rows, seed):
+        assert estimates == [found] and evaluate is evaluator and rows is data and seed == 9
+        return [doubted]
+
+    monkeypatch.setattr(estimate_module, "checked", checked)
 
     def stand_in(name):
-        def call(log_density, rows, *rest):
-            assert log_density == "s" and rows is data
+        def call(log_density, rows, *rest, **weights):
+            assert log_density is evaluator and rows is data
+            rest = [*rest, weights["weights"]] if weights else rest
             got.append((name, *rest))
-            return ["found"] if name == "ladder" else "found"
+            return [found] if name == "ladder" else found
 
         return call
 
     for name in ("ladder", "importance", "annealed"):
         monkeypatch.setattr(estimate_module, name, stand_in(name))
-    assert estimate_module.estimate("s", data, noise, method, sigma, samples, moves, 9) == "found"
+    weights = np.array([1.0, 2.0])
+    settings = noise, method, sigma, samples, moves, 9, weights
+    assert estimate_module.estimate(evaluator, data, *settings) is doubted
     name, levels, *rest = expected
+    rest = [*rest, weights]
     if isinstance(levels, tuple):
         levels = ladder_levels(*levels, 6)
-    assert [got[0][0], *got[0][2:]] == [name, *rest] and len(got) == 1
+    assert got[0][0] == name and len(got) == 1
+    assert all(a is b or a == b for a, b in zip(got[0][2:], rest, strict=True))
     np.testing.assert_array_equal(got[0][1], levels)

@@ -24,7 +24,7 @@ from tfdde.models.trainer import (
 )
 from tfdde.networks import initial_weights
 from tfdde.networks.check_network import check_scalar
-from tfdde.networks.fixed_condition import fix, repeated
+from tfdde.networks.fixed_condition import fix
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.normalization import (
     adapt,
@@ -34,7 +34,7 @@ from tfdde.networks.normalization import (
     statistics,
 )
 from tfdde.noise import Constant, Decay, LogUniform, Noise, check_level
-from tfdde.partition.estimate import estimate, rows_by_condition
+from tfdde.partition.estimate import estimate, estimate_by_condition, too_low
 from tfdde.partition.evaluator import CHUNK, Evaluator, LogDensity
 from tfdde.partition.result import LogPartition, LogPartitions
 from tfdde.utils import random
@@ -180,6 +180,7 @@ class DDE(Trainer):
         self._known_log_z = KnownLogZ(lambda: hash_of(self._all_weights()))
         self._level_reached: float | None = None
         self.loss_tracker = keras.metrics.Mean(name="loss")
+        self._heavy_tailed = base is not None and base.heavy_tailed  # as functions are traced
         self._rows_evaluated = tf.Variable(
             0,
             dtype=tf.int64,
@@ -215,8 +216,15 @@ class DDE(Trainer):
             raise ValueError(f"`x` must have at least 2 rows to adapt to, got {len(rows)}.")
         if adaptable:
             adapt(self.normalization, rows, self.noise.levels[0], weights)
+        inside = self.inside(tf.constant(rows)).numpy()
         if self.base is not None:
-            self.base.adapt(self.inside(tf.constant(rows)).numpy(), weights)
+            self.base.adapt(inside, weights)
+        self._warn_of_low_noise(inside)
+
+    def _warn_of_low_noise(self, inside: np.ndarray) -> None:
+        """Warn if the highest noise level does not reach across the data."""
+        if isinstance(self.noise, LogUniform) and (message := too_low(self.noise, inside)):
+            warnings.warn(message, UserWarning, stacklevel=3)
 
     def start_at_independent_components(self, x: Any) -> None:
         """Start the network's first layer at the independent components of the blurred data.
@@ -239,8 +247,7 @@ class DDE(Trainer):
         sigma = self.noise.sigma
         noise = (sigma * rng.standard_normal(rows.shape)).astype(np.float32)
         blurred = self.inside(tf.constant(rows)) + noise
-        if isinstance(self.noise, LogUniform):
-            assert self.base is not None  # the constructor's default
+        if self.base and (isinstance(self.noise, LogUniform) or self.base.heavy_tailed):
             blurred = self.base.scaled(blurred, tf.constant(sigma, tf.float32))
         initial_weights.at_independent_components(self.network, blurred.numpy(), self.seed)
 
@@ -308,6 +315,8 @@ class DDE(Trainer):
             column = tf.fill((tf.shape(x)[0], 1), level) if one_level else level[:, None]
             s = self.network([self.base.scaled(x, sigma), column, *condition])
         else:
+            if self.base is not None and self.base.heavy_tailed:
+                x = self.base.scaled(x, sigma)
             s = self.network([x, *condition] if condition else x)
         return tf.squeeze(tf.cast(s, tf.float32), axis=-1)  # the network may compute in bfloat16
 
@@ -483,7 +492,12 @@ class DDE(Trainer):
 
     def make_train_function(self, force: bool = False) -> Callable:
         self._level_reached = None  # from now on that of the optimizer
+        self._follow_base()
         return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Callable:
+        self._follow_base()
+        return super().make_test_function(force)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         self._level_reached = None
@@ -632,19 +646,35 @@ class DDE(Trainer):
 
     def _columns(self, x: Any, conditions: Any) -> list[Any]:
         """The rows and, if there are any, their conditions: checked arrays, or tensors."""
+        self._follow_base()
         rows = to_rows(x, "x", self.data_shape)
         values_known = not tf.is_tensor(x) or tf.executing_eagerly()
         if values_known and len(self.data_shape) == 3:
             check_pixels(np.asarray(rows), "x", margin=10 * self.noise.sigma)
         return [rows, *to_conditions(conditions, self.condition_dim, rows)]
 
-    @tf.function(reduce_retracing=True)
-    def _log_density(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        return self._in_data_units(x, sigma, *condition)
+    @cached_property
+    def _log_density(self) -> Callable[..., tf.Tensor]:
+        return tf.function(self._in_data_units, reduce_retracing=True)
 
-    @tf.function(reduce_retracing=True)
-    def _score(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        return score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
+    @cached_property
+    def _score(self) -> Callable[..., tf.Tensor]:
+        def score(x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+            return score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
+
+        return tf.function(score, reduce_retracing=True)
+
+    def _follow_base(self) -> None:
+        """Trace all functions anew if the base has become a mixture, or a Gaussian, since."""
+        heavy_tailed = self.base is not None and self.base.heavy_tailed
+        if heavy_tailed == self._heavy_tailed:
+            return
+        self._heavy_tailed = heavy_tailed
+        for name in ("evaluator", "_log_density", "_score"):
+            self.__dict__.pop(name, None)
+        self.train_function = self.test_function = None
+        if self.compiled:
+            self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
 
     # log Z.
 
@@ -763,6 +793,7 @@ class DDE(Trainer):
             ValueError: wrong data, an unknown method, noise that does not suit the method, too
                 many conditions, or too few rows of one.
         """
+        self._follow_base()
         rows = check_pixels(check_rows(data, "data", self.data_shape), "data")
         self.check_resolution(rows, "data")
         self._level(sigma)
@@ -776,22 +807,14 @@ class DDE(Trainer):
             c = None if c is None else c[some]
         rows = self.inside(tf.constant(rows)).numpy()
         settings = self.noise, method, sigma, samples, moves, seed
+        self._warn_of_low_noise(rows)
         result: LogPartition | LogPartitions
         if c is None:
-            weighted: dict[str, Any] = {} if weights is None else {"weights": weights}
-            result = estimate(self.evaluator, rows, *settings, **weighted)
+            result = estimate(self.evaluator, rows, *settings, weights)
             self._known_log_z.add(None, result)
         else:
-            estimates = {}
-            for condition, there in rows_by_condition(np.arange(len(rows)), c):
-
-                def at(x: tf.Tensor, sigma: tf.Tensor, condition: Any = condition) -> tf.Tensor:
-                    return self.at(x, sigma, repeated(condition, x))
-
-                weighted = {} if weights is None else {"weights": weights[there]}
-                estimates[condition] = estimate(at, rows[there], *settings, **weighted)
-            result = LogPartitions(tuple(estimates), tuple(estimates.values()))
-            for condition, found in estimates.items():
+            result = estimate_by_condition(self.at, rows, c, *settings, weights)
+            for condition, found in zip(result.conditions, result.estimates, strict=True):
                 self._known_log_z.add(condition, found)
         if not result.trusted:
             advice = "train with tfdde.LogUniform noise and use the ladder"

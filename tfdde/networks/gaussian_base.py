@@ -70,7 +70,7 @@ class GaussianBase(keras.layers.Layer):
         self.built = True
 
     def _add_mixture(self) -> None:
-        """Create the variables of the mixture; once created they stay."""
+        """Create the variables of the mixture, unless they are there."""
         self.heavy_tailed = True
         if self._mixture:
             return
@@ -88,6 +88,12 @@ class GaussianBase(keras.layers.Layer):
             name: self.add_weight(shape=shape, initializer="ones", trainable=False, name=name)
             for name, shape in shapes.items()
         }
+
+    def _drop_mixture(self) -> None:
+        self.heavy_tailed = False
+        for variable in self._mixture.values():
+            self._untrack_variable(variable)
+        self._mixture = {}
 
     def adapt(self, x: Any, sample_weight: Any = None) -> None:
         """Take mean and covariance, and for heavy tails a mixture, from data.
@@ -110,11 +116,12 @@ class GaussianBase(keras.layers.Layer):
         self.axes.assign(axes)
         self.variances.assign(np.maximum(variances, 0.0))
         mixture = fit_if_heavy_tailed(rows, weights)
-        self.heavy_tailed = mixture is not None
-        if mixture is not None:
-            self._add_mixture()
-            for variable, value in zip(self._mixture.values(), mixture, strict=True):
-                variable.assign(value)
+        if mixture is None:
+            self._drop_mixture()
+            return
+        self._add_mixture()
+        for variable, value in zip(self._mixture.values(), mixture, strict=True):
+            variable.assign(value)
 
     def call(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """The log-density: x (batch, *input_shape), sigma () or (batch,) -> (batch,), in nats.
@@ -187,17 +194,18 @@ class GaussianBase(keras.layers.Layer):
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Write the Gaussian, and the mixture only if it is in use."""
         values = [self.mean, self.axes, self.variances]
-        values += list(self._mixture.values()) if self.heavy_tailed else []
+        values += list(self._mixture.values())
         for i, variable in enumerate(values):
             store[str(i)] = variable.numpy()
 
     def load_own_variables(self, store: dict[str, Any]) -> None:
         """Read what ``save_own_variables``, or an earlier version, wrote."""
         values = [self.mean, self.axes, self.variances]
-        self.heavy_tailed = len(store.keys()) > len(values)
-        if self.heavy_tailed:
+        if len(store.keys()) > len(values):
             self._add_mixture()
             values += list(self._mixture.values())
+        else:
+            self._drop_mixture()
         for i, variable in enumerate(values):
             variable.assign(store[str(i)])
 

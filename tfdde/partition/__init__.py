@@ -1,12 +1,13 @@
-"""log Z, the constant that makes e^s a density, with its error.
+"""Estimates of log Z, the constant that makes e^s a density, with their errors.
 
 All methods take any log-density s(x, sigma) that is known up to a constant at each sigma, of data
-x ~ p blurred by N(0, sigma**2 I):
+x ~ p with noise of N(0, sigma**2 I):
 
-- ``ladder.ladder``: bridge sampling between neighbouring noise levels, up to one where the blurred
-  data are nearly Gaussian, and from there to a Gaussian whose log Z is known.
-- ``importance.importance``: importance sampling from one Gaussian, as in the paper.
-- ``annealed.annealed``: annealed importance sampling, upwards and downwards.
+- ``ladder.ladder``: bridge sampling between neighbouring noise levels, up to one where the data
+  with noise are nearly Gaussian, and from there to a normalised density.
+- ``importance.importance``: importance sampling from one normalised density, as in the paper.
+- ``annealed.annealed``: annealed importance sampling, downwards and upwards.
 
-``estimate.estimate`` chooses one of them; each returns a ``result.LogPartition``.
+Each returns a ``result.LogPartition``. ``estimate.estimate`` chooses one of them, and
+``far_field.checked`` looks for mass that its estimate misses.
 """

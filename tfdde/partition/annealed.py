@@ -1,4 +1,4 @@
-"""Annealed importance sampling, upwards and downwards, to log Z."""
+"""log Z by annealed importance sampling, downwards and upwards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import logsumexp
 
-from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity
+from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity, reference
 from tfdde.partition.hmc import Moves
 from tfdde.partition.result import LogPartition
+from tfdde.partition.rows import RowDraws, at_shares
 from tfdde.utils.random import Stream
 from tfdde.utils.statistics import QUANTILE
 
@@ -26,19 +27,21 @@ def anneal(
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """Annealed importance sampling with resampling (Neal 2001; Del Moral et al. 2006).
 
-    Step k weighs the rows by exp(increments[k]), resamples each population that has lost half
-    of its effective size, and moves the rows under the density reached by ``moves[k]``.
+    Step k weights the samples by exp(increments[k]), resamples each population whose effective
+    size has fallen to half, and moves the samples under the density reached by ``moves[k]``.
 
     Args:
-        increments: log-ratios of the next density to the present one, (n, d) -> (n,).
-        moves: of rows and a seed, for each step.
-        rows: samples of the first density, shape (populations * size, d).
+        increments: of each step, the log-ratio of the next density to the present one at rows
+            (k, n): (k,).
+        moves: of each step, a function of rows and a seed.
+        rows: samples of the first density, shape (populations * size, n).
         populations: independent estimates.
         rng: of resampling and moves.
 
     Returns:
-        For each population the log of an unbiased estimate of the last density's Z over the
-        first's; the least effective sample size of all rows on the way; the rows at the end.
+        For each population the log of an unbiased estimate of Z of the last density divided by Z
+        of the first; the smallest effective sample size of all samples on the way; the samples
+        at the end.
     """
     size = len(rows) // populations
     log_z = np.zeros(populations)
@@ -53,8 +56,7 @@ def anneal(
         picked = np.arange(populations * size).reshape(populations, size)
         for k in poor:  # systematic resampling
             steps = (rng.random() + np.arange(size)) / size
-            at = np.searchsorted(np.cumsum(w[k]), steps)
-            picked[k] = k * size + np.minimum(at, size - 1)
+            picked[k] = k * size + at_shares(w[k], steps)
         log_z[poor] += logsumexp(log_w[poor], axis=1) - np.log(size)
         log_w[poor] = 0.0
         rows = move(rows[picked.ravel()], int(rng.integers(2**31)))
@@ -69,18 +71,25 @@ def annealed(
     moves: int = 2,
     seed: int = 0,
     populations: int = 10,
+    weights: np.ndarray | None = None,
 ) -> LogPartition:
-    """log Z at the lowest of the noise levels, from above and below, by annealing.
+    """Estimate log Z at the lowest of the noise levels, from below and from above.
 
-    Downwards from the Gaussian of the data at the last level, whose log Z is known, through
-    the levels, by Hamiltonian moves and weights: the mean over ``populations`` of log(estimate)
-    is a stochastic lower bound of log Z (Jensen), and ``lower`` is 1.96 standard errors below
-    it.  Upwards from the data blurred by the lowest level and moved under s there: a stochastic
-    upper bound (Grosse, Ghahramani & Adams 2015) to the extent that these are samples of
-    e^s / Z; ``upper`` is 1.96 standard errors above it.  With one level only, the way is the
-    geometric one between the Gaussian and e^s.
+    Downwards: from a normalised density that resembles the data at the highest level, through the
+    levels, by Hamiltonian moves and weights. The mean over ``populations`` of the log of an
+    unbiased estimate is a stochastic lower bound of log Z (Jensen), and ``lower`` is 1.96 standard
+    errors below it. Upwards: from the data with noise of the lowest level, moved under s there.
+    This is a stochastic upper bound (Grosse, Ghahramani & Adams 2015), to the extent that these
+    are samples of e^s / Z, and ``upper`` is 1.96 standard errors above it. With one level only,
+    the path is the geometric one between the Gaussian of the data and e^s.
 
-    Args and returns as of ``ladder``, for the lowest level; ``samples`` counts the rows of each
+    >>> s = lambda x, sigma: 3.0 - x[:, 0] ** 2 / 2 - 0.5 * np.log(2 * np.pi)  # log Z is 3
+    >>> x = np.random.default_rng(0).normal(size=(1_000, 1)).astype("float32")
+    >>> estimate = tfdde.partition.annealed.annealed(s, x, [0.1], samples=500)
+    >>> estimate.lower < 3.0 < estimate.upper
+    True
+
+    Args and returns: as of ``ladder``, for the lowest level; ``samples`` is the number of each
     direction.
     """
     sigmas = np.asarray(sigmas, float)
@@ -88,23 +97,26 @@ def annealed(
     rows = data.reshape(len(data), -1)
     evaluate = Evaluator.of(log_density, data.shape[1:])
     sigma = float(sigmas[0])
-    gaussian = Gaussian(rows, sigmas[-1])
-    reference = tf.constant(gaussian.mean, tf.float32), tf.constant(gaussian.precision, tf.float32)
+    gaussian = Gaussian(rows, sigmas[-1], weights)
+    mean = tf.constant(gaussian.mean, tf.float32)
+    precision = tf.constant(gaussian.precision, tf.float32)
 
     def tempered(y: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-        centred = y - reference[0]
-        square = tf.reduce_sum(centred * tf.matmul(centred, reference[1]), axis=1)
+        centred = y - mean
+        square = tf.reduce_sum(centred * tf.matmul(centred, precision), axis=1)
         return share * evaluate.flat(y, tf.constant(sigma, tf.float32)) - (1 - share) * 0.5 * square
 
-    # The densities on the way down, from the Gaussian on: levels of one path.
+    # The densities on the way down, after the first: levels of one path.
     if len(sigmas) > 1:
+        first = reference(rows, sigmas[-1], weights)
         chains, levels, scales = evaluate.moves, sigmas[::-1], sigmas[::-1]
 
         def log_ratio(k: int, y: np.ndarray) -> np.ndarray:
-            """Of density k on the way to density k - 1; -1 is the Gaussian."""
-            before = gaussian.log_density(y) if k == 0 else evaluate(y, levels[k - 1])
+            """Log-ratio of density k on the way to density k - 1; density -1 is the first."""
+            before = first.log_density(y) if k == 0 else evaluate(y, levels[k - 1])
             return evaluate(y, levels[k]) - before
     else:
+        first = gaussian
         steps = max(30, math.ceil(10 * math.sqrt(rows.shape[1])))
         chains, levels = Moves(tempered), np.linspace(0.0, 1.0, steps + 1)[1:] ** 2
         scales = np.full(steps, sigma)
@@ -124,11 +136,12 @@ def annealed(
     down, least_down, _ = anneal(
         [partial(log_ratio, k) for k in range(last + 1)],
         [move(k, moves) for k in range(last + 1)],
-        gaussian.sample(size, rng),
+        first.sample(size, rng),
         populations,
         rng,
     )
-    index = np.resize(rng.permutation(len(rows)), size)
+    draws = RowDraws(len(rows), weights)
+    index = draws.take(size, rng)
     noise = rng.standard_normal((size, rows.shape[1])).astype(np.float32)
     start = move(last, 10 * moves)(
         rows[index] + np.float32(sigma) * noise, int(rng.integers(2**31))
@@ -148,7 +161,7 @@ def annealed(
         float(high - low) / (2 * QUANTILE),
         float(low),
         float(high),
-        min(least_down, least_up),
+        min(least_down, least_up * draws.effective_share),
         "annealed",
         sigma,
     )

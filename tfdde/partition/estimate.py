@@ -1,30 +1,60 @@
-"""log Z by the method that suits the noise, or by the one asked for."""
+"""log Z by the method that suits the noise, or by the one asked for, and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import tensorflow as tf
 
+from tfdde.networks.fixed_condition import repeated
+from tfdde.networks.heavy_tails import extent
 from tfdde.noise import LogUniform, Noise, check_level
 from tfdde.partition.annealed import annealed
 from tfdde.partition.evaluator import Evaluator, LogDensity
+from tfdde.partition.far_field import checked
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
-from tfdde.partition.result import LogPartition
+from tfdde.partition.result import LogPartition, LogPartitions
 from tfdde.utils.checks import check_integer
 
-MOST_CONDITIONS = 100  # that log Z is looked for at once
+MOST_CONDITIONS = 100  # that log Z is estimated for in one call
 LEAST_ROWS = 100  # of data at a condition, for its log Z
+LOW_NOISE = 0.5  # the highest noise level should be at least so many times the data's deviation
+
+
+def too_low(noise: LogUniform, data: np.ndarray) -> str | None:
+    """Return a warning if the highest noise level does not reach across the data, or None.
+
+    Time-score matching then can't tell the weights of modes that lie apart, and the network hardly
+    sees differences of the size of the noise.
+
+    >>> x = np.random.default_rng(0).normal(size=(1_000, 1)) * 1_000
+    >>> print(tfdde.partition.estimate.too_low(tfdde.LogUniform(0.2, 4.0), x))
+    The highest noise level, LogUniform.maximum = 4, is small for data of standard deviation ...
+
+    Args:
+        noise: in the units of the rows.
+        data: (rows, *shape).
+    """
+    deviation = extent(data.reshape(len(data), -1))
+    if noise.maximum >= LOW_NOISE * deviation:
+        return None
+    return (
+        f"The highest noise level, LogUniform.maximum = {noise.maximum:g}, is small for data of "
+        f"standard deviation {deviation:.3g}, so the density may be wrong between and outside of "
+        f"the rows. Use LogUniform({noise.minimum:g}, {2 * deviation:.2g}), or standardise the "
+        "columns."
+    )
 
 
 def rows_by_condition(
     rows: np.ndarray, conditions: np.ndarray
 ) -> Iterator[tuple[tuple[float, ...], np.ndarray]]:
-    """Each distinct condition with its rows.
+    """Yield each distinct condition and a mask of its rows.
 
     Raises:
-        ValueError: more conditions, or fewer rows of one, than log Z can be found for.
+        ValueError: more conditions, or fewer rows of one, than log Z can be estimated for.
     """
     distinct, place, counts = np.unique(conditions, axis=0, return_inverse=True, return_counts=True)
     advice = (
@@ -42,7 +72,40 @@ def rows_by_condition(
             f"of {distinct[counts.argmin()].tolist()}; {advice}"
         )
     place = place.ravel()
-    return ((tuple(c.tolist()), rows[place == i]) for i, c in enumerate(distinct))
+    return ((tuple(c.tolist()), place == i) for i, c in enumerate(distinct))
+
+
+def estimate_by_condition(
+    log_density: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+    data: np.ndarray,
+    conditions: np.ndarray,
+    noise: Noise,
+    method: str | None,
+    sigma: float | None,
+    samples: int | None,
+    moves: int,
+    seed: int,
+    weights: np.ndarray | None = None,
+) -> LogPartitions:
+    """Estimate log Z at each distinct condition from its rows; see ``DDE.log_partition``.
+
+    Args:
+        log_density: maps x (rows, *shape), sigma () and conditions (rows, k) to s (rows,).
+        data: float32 (rows, *shape).
+        conditions: float32 (rows, k).
+        noise, method, sigma, samples, moves, seed, weights: as of ``estimate``.
+    """
+    estimates = {}
+    for condition, there in rows_by_condition(data, conditions):
+
+        def at(x: tf.Tensor, sigma: tf.Tensor, condition: tuple = condition) -> tf.Tensor:
+            return log_density(x, sigma, repeated(condition, x))
+
+        weights_there = None if weights is None else weights[there]
+        estimates[condition] = estimate(
+            at, data[there], noise, method, sigma, samples, moves, seed, weights_there
+        )
+    return LogPartitions(tuple(estimates), tuple(estimates.values()))
 
 
 def estimate(
@@ -54,10 +117,28 @@ def estimate(
     samples: int | None,
     moves: int,
     seed: int,
+    weights: np.ndarray | None = None,
 ) -> LogPartition:
-    """log Z by the method that suits the noise, or the one asked for; see ``DDE.log_partition``."""
+    """Estimate log Z by the method that suits the noise, or the one asked for, and check it.
+
+    Args:
+        log_density: maps x (rows, *shape) and sigma () to s (rows,), or its ``Evaluator``.
+        data: float32 (rows, *shape).
+        noise: of the density.
+        method, sigma, samples, moves, seed: as of ``DDE.log_partition``.
+        weights: of the rows, positive float64 (rows,), by default equal.
+
+    Raises:
+        ValueError: fewer than 2 rows, an unknown method or one that does not suit the noise, a
+            level that was not trained, or weights that do not fit the rows.
+    """
     if len(data) < 2:
         raise ValueError(f"`data` must have at least 2 rows, got {len(data)}.")
+    if weights is not None and (weights.shape != (len(data),) or not (weights > 0).all()):
+        raise ValueError(
+            f"`weights` must be positive, one for each of {len(data)} rows, got shape "
+            f"{weights.shape} with a minimum of {weights.min(initial=np.inf):g}."
+        )
     many = isinstance(noise, LogUniform)
     method = method or ("ladder" if many else "importance")
     if method not in ("ladder", "importance", "annealed"):
@@ -71,11 +152,14 @@ def estimate(
     default = {"ladder": 10_000, "importance": 50_000, "annealed": 5_000}[method]
     samples = default if samples is None else check_integer(samples, "samples", 100)
     moves = check_integer(moves, "moves", 0)
-    if method == "importance":
-        return importance(log_density, data, level, samples, seed)
+    evaluate = Evaluator.of(log_density, data.shape[1:])
     levels = np.array([level])
     if isinstance(noise, LogUniform) and level < noise.maximum:
         levels = ladder_levels(level, noise.maximum, data[0].size)
-    if method == "annealed":
-        return annealed(log_density, data, levels, samples, max(moves, 1), seed)
-    return ladder(log_density, data, levels, samples, moves, seed)[0]
+    if method == "importance":
+        result = importance(evaluate, data, level, samples, seed, weights)
+    elif method == "annealed":
+        result = annealed(evaluate, data, levels, samples, max(moves, 1), seed, weights=weights)
+    else:
+        result = ladder(evaluate, data, levels, samples, moves, seed, weights)[0]
+    return checked([result], evaluate, data, seed)[0]

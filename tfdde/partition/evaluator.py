@@ -1,4 +1,4 @@
-"""A log-density s compiled for NumPy rows, and the Gaussian of blurred data."""
+"""A log-density s compiled for NumPy rows, and normalised densities to compare it with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
+from scipy.stats import Covariance, multivariate_normal
 
+from tfdde.networks.heavy_tails import Mixture, fit_if_heavy_tailed
 from tfdde.partition.hmc import Moves
 
 LogDensity = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -16,29 +18,84 @@ CHUNK = 5_000  # rows of one evaluation of s
 
 
 class Gaussian:
-    """N(mean, covariance) of data blurred by N(0, sigma**2 I), in float64."""
+    """N(mean, covariance) of rows plus noise N(0, sigma**2 I), in float64.
 
-    def __init__(self, rows: np.ndarray, sigma: float):
-        self.mean = rows.mean(axis=0, dtype=np.float64)
-        covariance = np.atleast_2d(np.cov(rows, rowvar=False, dtype=np.float64))
-        self.factor = np.linalg.cholesky(covariance + sigma**2 * np.eye(len(self.mean)))
-        self.precision = np.linalg.inv(covariance + sigma**2 * np.eye(len(self.mean)))
-        self.log_scale = np.log(np.diag(self.factor)).sum()
+    >>> rows = np.random.default_rng(0).normal(size=(1_000, 2))
+    >>> gaussian = tfdde.partition.evaluator.Gaussian(rows, sigma=0.5)
+    >>> gaussian.sample(3, np.random.default_rng(1)).shape
+    (3, 2)
+    >>> gaussian.log_density(rows).shape
+    (1000,)
 
-    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Float32 rows (n, d)."""
-        z = rng.standard_normal((n, len(self.mean)))
+    Args:
+        rows: (rows, n).
+        sigma: noise level.
+        weights: of the rows, (rows,), by default equal.
+    """
+
+    def __init__(self, rows: np.ndarray, sigma: float, weights: np.ndarray | None = None):
+        if weights is None:
+            self.mean = rows.mean(axis=0, dtype=np.float64)
+        else:
+            self.mean = weights @ rows.astype(np.float64) / weights.sum()
+        covariance = np.cov(rows, rowvar=False, dtype=np.float64, aweights=weights)
+        covariance = np.atleast_2d(covariance) + sigma**2 * np.eye(len(self.mean))
+        self.factor = np.linalg.cholesky(covariance)
+        self.precision = np.linalg.inv(covariance)
+        self._normal = multivariate_normal(self.mean, Covariance.from_cholesky(self.factor))
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return float32 rows (count, n)."""
+        z = rng.standard_normal((count, len(self.mean)))
         return (self.mean + z @ self.factor.T).astype(np.float32)
 
     def log_density(self, x: np.ndarray) -> np.ndarray:
-        """Float64 (rows,), in nats."""
-        z = np.linalg.solve(self.factor, (x - self.mean).T)
-        constant = self.log_scale + 0.5 * len(self.mean) * math.log(2 * math.pi)
-        return -0.5 * np.square(z).sum(axis=0) - constant
+        """Return the log-density of rows (count, n): float64 (count,), in nats."""
+        return np.atleast_1d(self._normal.logpdf(x))
+
+
+class BlurredMixture:
+    """The mixture of heavy-tailed rows (``tfdde.networks.heavy_tails``) plus noise.
+
+    Args:
+        mixture: without noise.
+        sigma: noise level.
+    """
+
+    def __init__(self, mixture: Mixture, sigma: float):
+        self._mixture = mixture.with_noise(sigma)
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return float32 rows (count, n)."""
+        return self._mixture.sample(count, rng).astype(np.float32)
+
+    def log_density(self, x: np.ndarray) -> np.ndarray:
+        """Return the log-density of rows (count, n): float64 (count,), in nats."""
+        return self._mixture.log_density(x.astype(np.float64))
+
+
+def reference(
+    rows: np.ndarray, sigma: float, weights: np.ndarray | None = None
+) -> Gaussian | BlurredMixture:
+    """A normalised density that resembles the rows plus noise: a Gaussian, or for heavy tails more.
+
+    Args:
+        rows, sigma, weights: as of ``Gaussian``.
+    """
+    if weights is not None:
+        picked = np.random.default_rng(0).choice(len(rows), len(rows), p=weights / weights.sum())
+        mixture = fit_if_heavy_tailed(rows[picked])
+    else:
+        mixture = fit_if_heavy_tailed(rows)
+    return BlurredMixture(mixture, sigma) if mixture else Gaussian(rows, sigma, weights)
 
 
 class Evaluator:
     """s(x, sigma) of NumPy rows in float64, compiled and in chunks.
+
+    >>> s = tfdde.partition.evaluator.Evaluator(lambda x, sigma: -sigma * x[:, 0] ** 2, (1,))
+    >>> s(np.array([[1.0], [2.0]], np.float32), 0.5)
+    array([-0.5, -2. ])
 
     Args:
         log_density: maps x (rows, *shape) and sigma () to s (rows,).
@@ -55,7 +112,7 @@ class Evaluator:
 
     @classmethod
     def of(cls, log_density: LogDensity | Evaluator, shape: tuple[int, ...]) -> Evaluator:
-        """That of ``log_density``, which may be one already: then it is not traced again."""
+        """Return ``log_density`` itself if it is an ``Evaluator``: it is traced already."""
         return log_density if isinstance(log_density, cls) else cls(log_density, shape)
 
     @cached_property
@@ -64,7 +121,7 @@ class Evaluator:
         return Moves(self.flat)
 
     def flat(self, rows: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """s of flat rows (n, d), as a tensor."""
+        """s of flat rows (rows, n), as a tensor."""
         return self.log_density(tf.reshape(rows, (-1, *self.shape)), sigma)
 
     def __call__(self, rows: np.ndarray, sigma: float) -> np.ndarray:

@@ -3,58 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 Path = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 LEAPFROGS = 4  # steps of one Hamiltonian move
-ACCEPTANCE = 0.8  # that the step size is steered to
+ACCEPTANCE = 0.8  # the mean acceptance that the step size is adapted to
+CHUNK = 5_000  # rows whose gradients are computed at once; two such chunks run in parallel
 
 
 class Moves:
     """Hamiltonian Monte Carlo for many rows at once, compiled.
 
-    The step starts at half of a given scale, the finest of the density, and follows the mean
-    acceptance of all rows (Neal, Handbook of Markov Chain Monte Carlo, 2011).
+    The step size starts at half of a given scale, which should be the finest scale of the density,
+    and follows the mean acceptance of all rows (Neal, Handbook of Markov Chain Monte Carlo, 2011).
+
+    >>> moves = tfdde.partition.hmc.Moves(lambda y, level: -0.5 * tf.reduce_sum(y**2, 1) / level)
+    >>> y = moves(np.full((2_000, 1), 3.0, np.float32), level=4.0, scale=2.0, count=20, seed=0)
+    >>> bool(abs(y.std() - 2.0) < 0.1)  # exp(path) is the density of N(0, 4)
+    True
 
     Args:
-        path: log-densities of flat rows (n, d) at a level (), such as s(rows, sigma).
+        path: log-density, up to a constant, of flat rows (k, n) at a level, () or a vector.
+        groups: equal parts of the rows, in their order, with a step size each.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, groups: int = 1):
+        self._path, self._groups = path, groups
         self._run = tf.function(self._moves, reduce_retracing=True)
 
     def __call__(
-        self, rows: np.ndarray, level: float, scale: float, count: int, seed: int
+        self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
     ) -> np.ndarray:
-        """Rows after ``count`` moves at ``level`` of the path."""
-        numbers = [tf.constant(v, tf.float32) for v in (level, scale)]
+        """Return the rows after ``count`` moves at ``level``.
+
+        Args:
+            rows: float32 (k, n).
+            level: argument of the path.
+            scale: of the density, () or (groups,).
+            count: of moves.
+            seed: of momenta and acceptances.
+        """
+        return self.with_values(rows, level, scale, count, seed)[0]
+
+    def with_values(
+        self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows after ``count`` moves at ``level``, and the path's values there."""
         seeds = tf.constant([seed, 0], tf.int64)
-        return self._run(tf.constant(rows), *numbers, tf.constant(count), seeds).numpy()
+        level, scale = tf.constant(level, tf.float32), tf.constant(scale, tf.float32)
+        y, s = self._run(tf.constant(rows), level, scale, tf.constant(count), seeds)
+        return y.numpy(), s.numpy().astype(float)
 
     def _value_and_score(self, y: tf.Tensor, level: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(y)
-            s = self._path(y, level)
-        return s, tape.gradient(s, y)
+        def of_chunk(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(y)
+                s = self._path(y, level)
+            return s, tape.gradient(s, y)
+
+        rows, n = y.shape
+        if self._groups > 1 or rows is None or rows <= CHUNK or rows % CHUNK:
+            return of_chunk(y)
+        chunks = tf.reshape(y, (-1, CHUNK, n))
+        types = (tf.float32, tf.float32)
+        s, score = tf.map_fn(of_chunk, chunks, fn_output_signature=types, parallel_iterations=2)
+        return tf.reshape(s, (rows,)), tf.reshape(score, (rows, n))
 
     def _moves(
         self, y: tf.Tensor, level: tf.Tensor, scale: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
-    ) -> tf.Tensor:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         s, score = self._value_and_score(y, level)
         step = 0.5 * scale
         for i in tf.range(count):
             seeds = tf.unstack(tf.random.split(seed + tf.cast([0, i], tf.int64), 2))
             momentum = tf.random.stateless_normal(tf.shape(y), seeds[0])
+            width = self._of_rows(step, y)
             proposal, new_s, new_score = y, s, score
             p = momentum
             for _ in tf.range(LEAPFROGS):
-                p += 0.5 * step * new_score
-                proposal += step * p
+                p += 0.5 * width * new_score
+                proposal += width * p
                 new_s, new_score = self._value_and_score(proposal, level)
-                p += 0.5 * step * new_score
+                p += 0.5 * width * new_score
             kinetic = tf.reduce_sum(tf.square(momentum) - tf.square(p), axis=1)
             log_accept = tf.minimum(new_s - s + 0.5 * kinetic, 0.0)
             accept = tf.exp(tf.where(tf.math.is_finite(log_accept), log_accept, -np.inf))
@@ -62,5 +95,17 @@ class Moves:
             y = tf.where(taken[:, None], proposal, y)
             s = tf.where(taken, new_s, s)
             score = tf.where(taken[:, None], new_score, score)
-            step *= tf.exp(0.5 * (tf.reduce_mean(accept) - ACCEPTANCE))
-        return y
+            step *= tf.exp(0.5 * (self._mean(accept) - ACCEPTANCE))
+        return y, s
+
+    def _of_rows(self, step: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """The step size of each row: one for all, or (rows, 1)."""
+        if self._groups == 1:
+            return step
+        return tf.repeat(step, tf.shape(y)[0] // self._groups)[:, None]
+
+    def _mean(self, accept: tf.Tensor) -> tf.Tensor:
+        """The mean acceptance of each group."""
+        if self._groups == 1:
+            return tf.reduce_mean(accept)
+        return tf.reduce_mean(tf.reshape(accept, (self._groups, -1)), axis=1)

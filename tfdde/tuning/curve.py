@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdde.models.dde import DDE
 from tfdde.noise import LogUniform
+from tfdde.partition.far_field import checked
 from tfdde.partition.ladder import ladder, ladder_levels
 from tfdde.partition.result import LogPartition
 from tfdde.utils.checks import check_integer, check_pixels, check_rows
@@ -164,6 +165,7 @@ def select_sigma(
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # The highest level is left out: hardly anything of the data remains there.
     partitions = ladder(dde.evaluator, inside(start), levels, samples, moves, seed)[:-1]
+    partitions = checked(partitions, dde.evaluator, inside(start), seed)
     jacobian = 0.0 if dde.normalization is None else float(dde.log_scale())
 
     def log_densities(rows: np.ndarray) -> list[np.ndarray]:
