@@ -456,13 +456,13 @@ def test_sampler_learns_mean_variance_and_shares_of_each_condition():
     model = make_generator(tfdde.LogUniform(0.2, 3.0), width=32, dde_steps=2)
     model.data_dde.adapt(x)
     model.generated_dde.adapt(x)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-2, 400)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, 700)
     model.compile(
         keras.optimizers.Adam(schedule, beta_1=0.5),
         dde_optimizer=keras.optimizers.Adam(1e-2, beta_1=0.5),
         data_optimizer=keras.optimizers.Adam(1e-2),
     )
-    model.fit(tfdde.datasets.stream(x, 256, 0, conditions=c), steps_per_epoch=400, verbose=0)
+    model.fit(tfdde.datasets.stream(x, 256, 0, conditions=c), steps_per_epoch=700, verbose=0)
     first, second = (
         model.sample(20_000, seed=1, conditions=np.eye(2)[[k]]).numpy() for k in range(2)
     )
