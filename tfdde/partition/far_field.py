@@ -244,7 +244,7 @@ def importance_from_everywhere(
         heavy = y[at_shares(np.exp(log_w - log_w.max()), steps)]
         heavy = heavy + 1e-3 * least * rng.standard_normal(heavy.shape)  # no two in one place
         there = kernels(heavy, 0.5 * least)
-        broad = there._replace(widths=3.0 * there.widths)
+        broad = Proposal(there.centres, 3.0 * there.widths, there.weights)
         proposal = joined([(0.5, there), (0.2, broad), (0.1, around), (0.2, wide)])
     return value, its_error
 
