@@ -9,6 +9,7 @@ import joblib
 import numpy as np
 import pytest
 from mixtures import three
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -73,7 +74,13 @@ def exact(x):
     return np.logaddexp.reduce(np.log(mixture.weights) + parts, axis=1) - np.log(SCALE).sum()
 
 
-@parametrize_with_checks([tiny()])
+def not_exact(estimator):
+    """Checks that only an estimator without random batches can pass."""
+    reason = "a weight of 2 has the same expected step as a row twice, but other random batches"
+    return {"check_sample_weight_equivalence_on_dense_data": reason}
+
+
+@parametrize_with_checks([tiny(partition_samples=2_000)], expected_failed_checks=not_exact)
 @pytest.mark.usefixtures("quick")
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
@@ -167,6 +174,37 @@ def test_fit_warns_of_an_untrusted_log_partition_and_no_search_takes_it(monkeypa
     with refused, pytest.warns(UserWarning, match="This estimate can't be trusted"):
         scores = cross_val_score(tiny(), rows(40, 9), cv=2)
     assert np.isnan(scores).all()
+
+
+def test_weighted_rows_have_the_density_of_as_many_rows():
+    """Two clusters of as many rows, one of which counts three times as much."""
+    rng = np.random.default_rng(0)
+    side = np.repeat([-1.0, 1.0], 3_000)
+    x = 2.0 * side[:, None] + 0.5 * rng.standard_normal((6_000, 1))
+    weights = np.where(side < 0, 3.0, 1.0)
+    far = np.full((500, 1), 50.0)  # of weight 0
+    x, weights = np.concatenate([x, far]), np.concatenate([weights, np.zeros(500)])
+    settings = {"sigma": 0.2, "width": 32, "depth": 2, "steps": 400, "learning_rate": 1e-2}
+    model = DDEstimator(**settings, random_state=0).fit(x, sample_weight=weights)
+    grid = np.linspace(-12, 12, 2_001)[:, None]
+    density = np.exp(model.score_samples(grid).astype(float))
+    cell = grid[1, 0] - grid[0, 0]
+    assert density.sum() * cell == pytest.approx(1.0, abs=0.03)
+    assert density[:1000].sum() * cell == pytest.approx(0.75, abs=0.03)
+    deviation = np.sqrt(np.cov(x[:, 0], aweights=weights, ddof=0))
+    noise = 0.2 * deviation
+    parts = [norm.logpdf(grid[:, 0], m, np.hypot(0.5, noise)) for m in (-2.0, 2.0)]
+    exact_density = 0.75 * np.exp(parts[0]) + 0.25 * np.exp(parts[1])
+    assert np.abs(density - exact_density).sum() * cell < 0.1
+    values = model.score_samples(x[:10])
+    assert model.score(x[:10], sample_weight=np.arange(10)) == pytest.approx(
+        float(np.dot(values.astype(float), np.arange(10)))
+    )
+    for bad in (np.ones(3), -weights):
+        with pytest.raises(ValueError, match="`sample_weight` must"):
+            model.score(x, sample_weight=bad)
+        with pytest.raises(ValueError, match="`sample_weight` must"):
+            tiny().fit(x, sample_weight=bad)
 
 
 def test_a_column_without_a_density_is_refused():

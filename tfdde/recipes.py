@@ -16,7 +16,7 @@ from tfdde.models.generator import Generator
 from tfdde.networks import convolutional, initial_weights
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import LogUniform, Noise
-from tfdde.utils.checks import check_rows
+from tfdde.utils.checks import check_rows, check_weights
 
 ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
 
@@ -28,6 +28,7 @@ def table_density(
     depth: int = 4,
     normalization: keras.layers.Normalization | None = None,
     seed: int | None = None,
+    sample_weight: Any = None,
 ) -> DDE:
     """Return the density that the benchmarks found best for tables.
 
@@ -48,18 +49,21 @@ def table_density(
         normalization: layer that standardises the columns; None: they are taken as they are.
         seed: of noise and order of the rows; the network's weights are drawn by
             ``keras.utils.set_random_seed``.
+        sample_weight: of the rows, shape (rows,), as ``DDE.fit`` takes them.
 
     Returns:
         A ``DDE`` that is not compiled yet.
 
     Raises:
-        ValueError: wrong shape, NaN or infinity, fewer than two rows.
+        ValueError: wrong shape, NaN or infinity, fewer than two rows, or bad weights.
     """
     x = check_rows(x, "x", np.shape(x)[1:2] or (1,))
+    weights = check_weights(sample_weight, len(x))
     n, levels = x.shape[1], isinstance(noise, LogUniform)
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
     dde = DDE(network, noise, GaussianBase(n), normalization, antithetic=True, seed=seed)
-    dde.adapt(x)
+    dde.adapt(x, weights)
+    x = x if weights is None else x[weights > 0]
     if n <= min(width, len(x) // ROWS_PER_COLUMN):
         dde.start_at_independent_components(x)
     return dde

@@ -21,7 +21,7 @@ from tfdde.noise import LogUniform
 from tfdde.partition.evaluator import CHUNK
 from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
 from tfdde.recipes import table_density
-from tfdde.utils.checks import check_integer, check_positive, check_spread
+from tfdde.utils.checks import check_integer, check_positive, check_spread, check_weights
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin
@@ -107,7 +107,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> DDEstimator:  # noqa: N803
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DDEstimator:  # noqa: N803
         """Train the density and find its log Z.
 
         With 1,000 rows or more, a tenth of them is held back from training and used for log Z.
@@ -115,13 +115,15 @@ class DDEstimator(DensityMixin, BaseEstimator):
         Args:
             X: array-like of shape (rows, columns), at least 2 rows.
             y: ignored.
+            sample_weight: array-like of shape (rows,), >= 0: the density is that of data in which
+                each row comes ``sample_weight`` times.
 
         Returns:
             The estimator itself.  A ``UserWarning`` tells if log Z can't be trusted.
 
         Raises:
-            ValueError: wrong shape, NaN or infinity, a parameter out of range, or a column
-                that is constant or nearly so.
+            ValueError: wrong shape, NaN or infinity, a parameter out of range, bad weights, or a
+                column that is constant or nearly so.
             DivergedError: the loss stopped being finite.
         """
         del y
@@ -132,21 +134,33 @@ class DDEstimator(DensityMixin, BaseEstimator):
         samples = check_integer(self.partition_samples, "partition_samples", TRUSTED_SAMPLES)
         rate = check_positive(self.learning_rate, "learning_rate")
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)  # noqa: N806
+        weights = check_weights(sample_weight, len(X))
+        if weights is not None:  # rows of weight 0 are no rows
+            X, weights = X[weights > 0], weights[weights > 0]  # noqa: N806
         rng = check_random_state(self.random_state)
         seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=3)]
 
-        rows = rng.permutation(X).astype(np.float32)
+        order = rng.permutation(len(X))
+        rows = X[order].astype(np.float32)
         check_spread(rows, X.std(axis=0), sigma, "X")
         held_back = int(HELD_BACK * len(rows)) if len(rows) >= ENOUGH else 0
-        train = rows[held_back:]
+        train, kept = rows[held_back:], slice(held_back or None)
+        shares = None if weights is None else weights[order]
+        train_shares = None if shares is None else shares[held_back:]
         noise, layer = LogUniform(sigma, self.sigma_max), keras.layers.Normalization(axis=-1)
         with _initializers_seeded(seeds[0]):
-            dde = table_density(train, noise, self.width, self.depth, layer, seeds[1])
+            settings = self.width, self.depth, layer, seeds[1], train_shares
+            dde = table_density(train, noise, *settings)
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         dde.compile(keras.optimizers.Adam(schedule, use_ema=True))
-        batches = stream(train, batch_size, seeds[1])
+        batches = stream(train, batch_size, seeds[1], weights=train_shares)
         dde.fit(batches, steps_per_epoch=steps, verbose=self.verbose)
-        dde.log_partition(rows[:held_back] if held_back else rows, samples=samples, seed=seeds[2])
+        dde.log_partition(
+            rows[kept],
+            sample_weight=None if shares is None else shares[kept],
+            samples=samples,
+            seed=seeds[2],
+        )
         self.dde_ = dde
         self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()
         return self
@@ -179,7 +193,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             )
         return self.dde_.log_density(X, normalized=True).numpy()
 
-    def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Return the total log-likelihood of the rows, as ``KernelDensity.score`` does.
 
         ``GaussianMixture.score`` returns the mean instead, and ``DDE.score``, a method of
@@ -188,15 +202,19 @@ class DDEstimator(DensityMixin, BaseEstimator):
         Args:
             X: array-like of shape (rows, columns).
             y: ignored.
+            sample_weight: array-like of shape (rows,), >= 0.
 
         Returns:
-            The sum of ``score_samples``, in nats.
+            The sum of ``score_samples``, in nats, each times the weight of its row.
 
         Raises:
-            NotFittedError, ValueError: as ``score_samples``.
+            NotFittedError: as ``score_samples``.
+            ValueError: as ``score_samples``, or bad weights.
         """
         del y
-        return float(self.score_samples(X).sum(dtype=np.float64))
+        values = self.score_samples(X).astype(np.float64)
+        weights = check_weights(sample_weight, len(values))
+        return float(values.sum() if weights is None else np.dot(values, weights))
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw rows from the fitted density, which is that of the blurred data.

@@ -188,7 +188,7 @@ def test_bad_weights_are_refused():
     for call in (dde.fit, dde.evaluate):
         with pytest.raises(ValueError, match="`sample_weight` must have 12 weights.*got 5"):
             call(x, sample_weight=w[:5])
-        with pytest.raises(ValueError, match="`sample_weight` must be >= 0 and not all 0"):
+        with pytest.raises(ValueError, match="`sample_weight` must be >= 0 and not all zero"):
             call(x, sample_weight=-w)
         dataset = tf.data.Dataset.from_tensor_slices((x, -w)).batch(4)
         with pytest.raises(ValueError, match="Batches must have sample weights >= 0, got -"):

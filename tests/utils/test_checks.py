@@ -135,8 +135,8 @@ def test_a_given_normalization_stays_when_the_base_is_adapted():
     [
         (np.ones(2), "must have 3 weights, one for each row, got 2"),
         (np.ones((3, 1)), "must have rank 1"),
-        ([1.0, -0.5, 1.0], r"must be >= 0 and not all 0, got values in \[-0.5, 1\]"),
-        ([0.0, 0.0, 0.0], r"must be >= 0 and not all 0, got values in \[0, 0\]"),
+        ([1.0, -0.5, 1.0], r"must be >= 0 and not all zero, got values in \[-0.5, 1\]"),
+        ([0.0, 0.0, 0.0], r"must be >= 0 and not all zero, got values in \[0, 0\]"),
         ([1.0, np.nan, 1.0], "must be finite, got NaN or infinity in 1 of 3 rows"),
         (["a", "b", "c"], "must be an array of numbers"),
     ],

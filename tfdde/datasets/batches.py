@@ -48,7 +48,12 @@ def _resident(
 
 
 def stream(
-    x: Any, batch_size: int, seed: int, start: int = 0, conditions: Any = None
+    x: Any,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    conditions: Any = None,
+    weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Return endless, full batches of shuffled rows.
 
@@ -62,10 +67,11 @@ def stream(
         seed: fixes the orders of all epochs.
         start: number of the first batch, to resume a training after ``start`` steps.
         conditions: for a conditional density, an array of shape (rows, k).
+        weights: of the rows, (rows,), as ``DDE.fit`` takes them.
 
     Returns:
-        An infinite dataset of tensors (batch_size, ...); with ``conditions``, of pairs of those
-        and (batch_size, k).
+        An infinite dataset of tensors (batch_size, ...); with ``conditions`` or ``weights``, of
+        tuples of those, (batch_size, k) and (batch_size,).
 
     Raises:
         ValueError: ``x`` is empty, ``conditions`` don't fit it, or a number is out of range.
@@ -78,7 +84,7 @@ def stream(
     """
     batch_size = check_integer(batch_size, "batch_size")
     start = check_integer(start, "start", minimum=0)
-    rows, gather = _resident(x, conditions)
+    rows, gather = _resident(x, conditions, weights)
     first_epoch, first_row = divmod(start * batch_size, rows)
 
     def order(epoch: tf.Tensor) -> tf.Tensor:

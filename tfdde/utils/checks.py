@@ -102,7 +102,7 @@ def check_weights(weights: Any, rows: int | None, name: str = "sample_weight") -
         raise ValueError(f"`{name}` must have {rows} weights, one for each row, got {len(array)}.")
     if len(array) and (array.min() < 0 or array.max() == 0):
         raise ValueError(
-            f"`{name}` must be >= 0 and not all 0, got values in [{array.min():g}, "
+            f"`{name}` must be >= 0 and not all zero, got values in [{array.min():g}, "
             f"{array.max():g}]."
         )
     return array
