@@ -207,3 +207,24 @@ def test_bad_weights_are_refused():
         generator.fit(x, sample_weight=w)
     with pytest.raises(ValueError, match="without labels"):
         generator.fit(tf.data.Dataset.from_tensors((x, w)))
+
+
+def test_log_z_takes_weighted_rows():
+    """Rows that are uniform, but normal with their weights: log Z of the normal density is 0."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-5, 5, (4_000, 2)).astype("f4")
+    weights = np.exp(-0.5 * np.square(x).sum(axis=1))
+    x, weights = np.concatenate([x, x[:500] + 1e3]), np.concatenate([weights, np.zeros(500)])
+    for conditions in (0, 3):
+        dde = density(conditions, noise=tfdde.LogUniform(0.2, 4.0))
+        for v in dde.network.weights:
+            v.assign(0 * v)  # what is left is the base, N(0, 1)
+        c = np.float32([[1.0, 0.0, 0.0]]) if conditions else None
+        found = dde.log_partition(
+            x, sample_weight=weights, conditions=c, samples=4_000, moves=1, seed=1
+        )
+        estimate = found.estimates[0] if conditions else found
+        assert estimate.trusted and dde.normalized
+        assert abs(estimate.value) < 4 * estimate.standard_error + 0.01
+    with pytest.raises(ValueError, match="`sample_weight` must have 4500 weights"):
+        dde.log_partition(x, conditions=c, sample_weight=weights[:5])
