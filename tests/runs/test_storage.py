@@ -21,9 +21,12 @@ ONE = tf.distribute.get_strategy()
 CHECKPOINT = "checkpoint/density.weights.h5"
 
 
+build = worker.reusable(lambda: worker.build(ONE))
+
+
 @runs.command
 def train(folder, *args, model=None, **kwargs):
-    return worker.train(model or worker.build(ONE), folder, *args, **kwargs)
+    return worker.train(model or build(), folder, *args, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_full_disk(whole, tmp_path, monkeypatch, capsys, fault, says):
         assert train(tmp_path) == 2
     message = error(capsys)
     assert says in message and message.endswith(f"{CHECKPOINT}'")
-    model = worker.build(ONE)
+    model = build()
     model.load_weights(tmp_path / CHECKPOINT)
     assert int(model.optimizer.iterations) == worker.EPOCH  # of the save that succeeded
     assert os.listdir(tmp_path / "checkpoint") == ["density.weights.h5"]
@@ -130,7 +133,7 @@ def test_damaged_checkpoint(whole, tmp_path, capsys, damage, says):
 
 def test_any_flipped_bit_is_noticed(whole, tmp_path):
     data = (whole / CHECKPOINT).read_bytes()
-    path, model = tmp_path / "x.weights.h5", worker.build(ONE)
+    path, model = tmp_path / "x.weights.h5", build()
     path.write_bytes(data)
     load_checkpoint(model, path)
     rng = np.random.default_rng(0)
@@ -173,10 +176,7 @@ def test_loading_runs_no_code(tmp_path, nested):
 @pytest.mark.parametrize(("devices", "group"), [(1, 1), (2, 3)])
 def test_nan_in_a_batch(two, tmp_path, capsys, devices, group):
     strategy = two if devices == 2 else ONE
-
-    def model():
-        return worker.build(strategy, steps_per_execution=group)
-
+    model = worker.reusable(lambda: worker.build(strategy, steps_per_execution=group))
     assert train(tmp_path / "whole", model=model(), steps=6) == 0
     capsys.readouterr()
     assert train(tmp_path / "run", model=model(), steps=6, bad=4) == 1
