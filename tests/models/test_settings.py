@@ -272,6 +272,9 @@ def test_parts_of_a_sampler_that_do_not_fit():
     parts = shared, tfdde.DDE(shared.network, MANY)
     with pytest.raises(ValueError, match="`generated_dde` must be another DDE"):
         tfdde.Generator(network, *parts, LATENT)
+    same_base = density(base=shared.base)
+    with pytest.raises(ValueError, match="`generated_dde` must have a `base` of its own"):
+        tfdde.Generator(network, shared, same_base, LATENT)
     with pytest.raises(ValueError, match="`generator` must be a built keras.Model"):
         tfdde.Generator(keras.Sequential([keras.layers.Dense(2)]), density(), density(), LATENT)
 

@@ -123,6 +123,11 @@ class Generator(Trainer):
             raise ValueError(
                 "`generated_dde` must be another DDE than `data_dde`, with its own network."
             )
+        if data_dde.base is not None and data_dde.base is generated_dde.base:
+            raise ValueError(
+                "`generated_dde` must have a `base` of its own, since Keras saves a layer in one "
+                "place only: make another tfdde.GaussianBase and adapt it to the same data."
+            )
         check_network(generator, "generator")
         self.condition_dim = condition_width(generator)
         latent = (None, self.latent_dim)
