@@ -135,7 +135,11 @@ def _points(
         near = samples + np.float32(density.noise.sigma) * noise
     else:
         near = (mean + scale * noise).astype(np.float32)
-    return near, (mean + 10.0 * scale * noise).astype(np.float32), conditions
+    far = (mean + 10.0 * scale * noise).astype(np.float32)
+    if len(density.data_shape) == 3:  # the density refuses pixels farther from [0, 1]
+        margin = 9.0 * density.noise.sigma
+        near, far = (np.clip(rows, -margin, 1.0 + margin) for rows in (near, far))
+    return near, far, conditions
 
 
 @contextlib.contextmanager
