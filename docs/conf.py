@@ -83,6 +83,11 @@ def constructor(app, what, name, obj, options, signature, returns):
     return None
 
 
+def not_ours(app, what, name, obj, skip, options):
+    """Leave out the methods that scikit-learn adds for its metadata routing."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
 # -- The API reference: one page a room, from the modules that there are -------------------------
 
 ROOMS = """
@@ -137,6 +142,7 @@ def setup(app):
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", constructor)
+    app.connect("autodoc-skip-member", not_ours)
 
 
 html_math_renderer = "mathml"
