@@ -196,6 +196,8 @@ def test_weighted_rows_have_the_density_of_as_many_rows():
     parts = [norm.logpdf(grid[:, 0], m, np.hypot(0.5, noise)) for m in (-2.0, 2.0)]
     exact_density = 0.75 * np.exp(parts[0]) + 0.25 * np.exp(parts[1])
     assert np.abs(density - exact_density).sum() * cell < 0.1
+    share = (model.sample(4_000, random_state=0) < 0).mean()
+    assert share == pytest.approx(0.75, abs=0.03)
     values = model.score_samples(x[:10])
     assert model.score(x[:10], sample_weight=np.arange(10)) == pytest.approx(
         float(np.dot(values.astype(float), np.arange(10)))

@@ -163,6 +163,10 @@ class DDEstimator(DensityMixin, BaseEstimator):
         )
         self.dde_ = dde
         self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()
+        self._start_chances = None
+        if train_shares is not None:
+            chances = train_shares[:STARTS].astype(np.float64)
+            self._start_chances = chances / chances.sum()
         return self
 
     @property
@@ -241,7 +245,11 @@ class DDEstimator(DensityMixin, BaseEstimator):
         moves, chunks = dde.evaluator.moves, []
         for first in range(0, n_samples, CHUNK):
             size = max(min(n_samples - first, CHUNK), CHAINS)
-            start = self._starts[rng.randint(len(self._starts), size=size)]
+            if self._start_chances is None:
+                chosen = rng.randint(len(self._starts), size=size)
+            else:
+                chosen = rng.choice(len(self._starts), size=size, p=self._start_chances)
+            start = self._starts[chosen]
             noise = rng.standard_normal(start.shape)
             noisy = (start + sigma * noise).astype(np.float32)
             chunks.append(moves(noisy, sigma, sigma, MOVES, int(rng.randint(2**31 - 1))))
