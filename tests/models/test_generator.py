@@ -190,11 +190,12 @@ def test_learns_a_gaussian_and_deblurs_it(along):
     """Its optimum is q = p and not the blurred p~: the variance without noise comes out."""
     truth = Mixture([[1.0, -0.5]], [0.36], [1.0])
     x = truth.sample(20_000, seed=0)
-    base = tfdde.GaussianBase(2)
-    base.adapt(x)
+    bases = tfdde.GaussianBase(2), tfdde.GaussianBase(2)
+    for base in bases:
+        base.adapt(x)
     noise = tfdde.Decay(1.5, SIGMA, 20) if along else tfdde.Constant(SIGMA)
-    s_p = tfdde.DDE(networks.residual_mlp(2, 16, 2), noise, base=base, seed=1)
-    s_q = tfdde.DDE(networks.residual_mlp(2, 16, 2), noise, base=base, seed=2)
+    s_p = tfdde.DDE(networks.residual_mlp(2, 16, 2), noise, base=bases[0], seed=1)
+    s_q = tfdde.DDE(networks.residual_mlp(2, 16, 2), noise, base=bases[1], seed=2)
     if not along:
         s_p.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(5e-3, 600)))
         s_p.fit(tfdde.datasets.stream(x, 256, 0), steps_per_epoch=600, verbose=0)
