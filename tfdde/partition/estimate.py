@@ -48,9 +48,7 @@ def too_low(noise: LogUniform, data: np.ndarray) -> str | None:
     )
 
 
-def rows_by_condition(
-    rows: np.ndarray, conditions: np.ndarray
-) -> Iterator[tuple[tuple[float, ...], np.ndarray]]:
+def rows_by_condition(conditions: np.ndarray) -> Iterator[tuple[tuple[float, ...], np.ndarray]]:
     """Yield each distinct condition and a mask of its rows.
 
     Raises:
@@ -96,7 +94,7 @@ def estimate_by_condition(
         noise, method, sigma, samples, moves, seed, weights: as of ``estimate``.
     """
     estimates = {}
-    for condition, there in rows_by_condition(data, conditions):
+    for condition, there in rows_by_condition(conditions):
 
         def at(x: tf.Tensor, sigma: tf.Tensor, condition: tuple = condition) -> tf.Tensor:
             return log_density(x, sigma, repeated(condition, x))
