@@ -129,9 +129,9 @@ def test_environment_variable(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no IDX file of unsigned bytes.*got nothing"),
-        (b"garbage, not an IDX file", "no IDX file of unsigned bytes"),
-        (b"\0\0\x0d\x01\0\0\0\1aaaa", "no IDX file of unsigned bytes"),  # floats
+        (b"", "not an IDX file of unsigned bytes.*got nothing"),
+        (b"garbage, not an IDX file", "not an IDX file of unsigned bytes"),
+        (b"\0\0\x0d\x01\0\0\0\1aaaa", "not an IDX file of unsigned bytes"),  # floats
         (b"\0\0\x08\x03\0\0", "ends within its header of 3 dimensions"),
         (idx(np.zeros((2, 5, 4), np.uint8))[:-1], "must hold 40 bytes.*got 39"),
         (idx(np.zeros((2, 5, 4), np.uint8)) + b"!", "must hold 40 bytes.*got more than that"),
