@@ -6,7 +6,7 @@ from scipy.stats import kstest
 
 import tfdde
 from tfdde.noise import check_level
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 
 def test_constant_is_constant():
@@ -26,7 +26,7 @@ def test_decay_follows_the_papers_schedule():
 
 def test_levels_of_a_batch_are_log_uniform_and_stratified():
     noise = tfdde.LogUniform(0.1, 8.0)
-    batches = [noise.draw(64, 5, k, Stream.DENSITY_LEVEL).numpy() for k in range(2000)]
+    batches = [noise.draw(64, 5, k, Purpose.DENSITY_LEVEL).numpy() for k in range(2000)]
     share = np.log(np.array(batches) / 0.1) / np.log(80.0)
     assert share.min() >= -1e-6 and share.max() <= 1 + 1e-6
     # One level in each of 64 equal parts of the range, from a start that is uniform too.
@@ -34,8 +34,8 @@ def test_levels_of_a_batch_are_log_uniform_and_stratified():
     assert kstest(share.ravel(), "uniform").pvalue > 0.01
     # A row's place in the batch says nothing of its level.
     assert kstest(share[:, 0], "uniform").pvalue > 0.01
-    np.testing.assert_array_equal(batches[3], noise.draw(64, 5, 3, Stream.DENSITY_LEVEL))
-    assert not np.array_equal(batches[3], noise.draw(64, 6, 3, Stream.DENSITY_LEVEL))
+    np.testing.assert_array_equal(batches[3], noise.draw(64, 5, 3, Purpose.DENSITY_LEVEL))
+    assert not np.array_equal(batches[3], noise.draw(64, 6, 3, Purpose.DENSITY_LEVEL))
 
 
 def test_place_runs_from_minus_one_to_one():

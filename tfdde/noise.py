@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfdde.utils import random
 from tfdde.utils.checks import check_positive
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 
 def check_level(noise: Noise, sigma: float | None) -> float:
@@ -63,9 +63,9 @@ class Constant:
         del iteration
         return tf.constant(self.sigma, tf.float32)
 
-    def draw(self, rows: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+    def draw(self, rows: Any, seed: int, iteration: Any, purpose: Purpose) -> tf.Tensor:
         """Sigma of all rows at training iteration ``iteration``: a float32 scalar."""
-        del rows, seed, stream
+        del rows, seed, purpose
         return self.at(iteration)
 
     def get_config(self) -> dict[str, Any]:
@@ -135,9 +135,9 @@ class Decay:
         log_sigma = math.log(self.initial) - power * math.log(self.rate)
         return tf.exp(tf.maximum(log_sigma, math.log(self.final)))
 
-    def draw(self, rows: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+    def draw(self, rows: Any, seed: int, iteration: Any, purpose: Purpose) -> tf.Tensor:
         """Sigma of all rows at training iteration ``iteration``: a float32 scalar."""
-        del rows, seed, stream
+        del rows, seed, purpose
         return self.at(iteration)
 
     def get_config(self) -> dict[str, Any]:
@@ -197,9 +197,9 @@ class LogUniform:
         """The lowest and the highest level at which the density can be read."""
         return self.minimum, self.maximum
 
-    def draw(self, rows: Any, seed: int, iteration: Any, stream: Stream) -> tf.Tensor:
+    def draw(self, rows: Any, seed: int, iteration: Any, purpose: Purpose) -> tf.Tensor:
         """Sigma of each of ``rows`` rows at training iteration ``iteration``: float32 (rows,)."""
-        start = random.uniform((), seed, iteration, stream)
+        start = random.uniform((), seed, iteration, purpose)
         share = tf.cast(tf.range(rows), tf.float32) / tf.cast(rows, tf.float32)
         # Modulo 1, so that a row's position in the batch does not determine its level.
         return self.at_share(tf.math.floormod(share + start, 1.0))

@@ -13,7 +13,7 @@ import tfdde
 from tfdde import metrics, networks, serving
 from tfdde.partition.result import LogPartitions
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 SIGMA = 0.2
 CLASSES = [
@@ -140,7 +140,7 @@ def test_loss_is_that_of_eq_10_at_the_rows_own_conditions(antithetic):
     dde.compile("sgd")
     expected = []
     for sign in (1.0, -1.0) if antithetic else (1.0,):
-        epsilon = sign * random.normal(x.shape, 1, 0, Stream.DENSITY_NOISE)
+        epsilon = sign * random.normal(x.shape, 1, 0, Purpose.DENSITY_NOISE)
         noisy = tf.constant(x) + SIGMA * epsilon
         with tf.GradientTape() as tape:
             tape.watch(noisy)
@@ -484,15 +484,15 @@ def test_the_three_networks_see_the_same_conditions():
     model = make_generator(tfdde.Constant(SIGMA))
     model.compile(keras.optimizers.SGD(0.1), dde_optimizer=keras.optimizers.SGD(0.0))
     g, s_p, s_q = model.generator, model.data_dde.network, model.generated_dde.network
-    y = g([random.normal((6, 2), 3, 0, Stream.LATENT_DENSITY), c])
-    epsilon = random.normal((6, 2), 2, 0, Stream.DENSITY_NOISE)
+    y = g([random.normal((6, 2), 3, 0, Purpose.LATENT_DENSITY), c])
+    epsilon = random.normal((6, 2), 2, 0, Purpose.DENSITY_NOISE)
     noisy = y + SIGMA * epsilon
     with tf.GradientTape() as tape:
         tape.watch(noisy)
         s = s_q([noisy, c])
     dde_loss = tf.reduce_mean((SIGMA * tape.gradient(s, noisy) + epsilon) ** 2)
-    z = random.normal((6, 2), 3, 0, Stream.LATENT_GENERATOR)
-    noisy = g([z, c]) + SIGMA * random.normal((6, 2), 3, 0, Stream.GENERATOR_NOISE)
+    z = random.normal((6, 2), 3, 0, Purpose.LATENT_GENERATOR)
+    noisy = g([z, c]) + SIGMA * random.normal((6, 2), 3, 0, Purpose.GENERATOR_NOISE)
     loss = tf.reduce_mean(s_q([noisy, c]) - s_p([noisy, c]))
     history = model.fit(x, c, batch_size=6, shuffle=False, verbose=0).history
     np.testing.assert_allclose(history["dde_loss"], [dde_loss], rtol=1e-5)

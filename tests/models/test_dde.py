@@ -9,7 +9,7 @@ from mixtures import three
 import tfdde
 from tfdde import losses, metrics, networks
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 SIGMA = 0.3
 
@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_those_of_eq_10():
     dde.compile("sgd")
     x = data(8)
     sigma = tf.constant(SIGMA)
-    epsilon = random.normal((8, 2), 1, 0, Stream.DENSITY_NOISE)
+    epsilon = random.normal((8, 2), 1, 0, Purpose.DENSITY_NOISE)
     with tf.GradientTape() as tape:
         noisy = tf.constant(x) + sigma * epsilon
         with tf.GradientTape() as inner:
@@ -84,7 +84,7 @@ def test_antithetic_loss_is_the_mean_of_both_signs():
     x = data(8)
     dde = small(antithetic=True)
     dde.compile("sgd")
-    epsilon = random.normal((8, 2), 1, 0, Stream.DENSITY_NOISE)
+    epsilon = random.normal((8, 2), 1, 0, Purpose.DENSITY_NOISE)
     both = [
         losses.dde_loss(dde, tf.constant(x), e, tf.constant(SIGMA)) for e in (epsilon, -epsilon)
     ]

@@ -89,7 +89,7 @@ def test_two_devices_equal_one_given_the_same_noise(monkeypatch, two, sizes, com
 def test_replicas_draw_different_noise_and_it_is_stateless(two):
     @tf.function
     def draw(iteration):
-        return two.run(lambda: random.normal((4,), 5, iteration, random.Stream.DENSITY_NOISE))
+        return two.run(lambda: random.normal((4,), 5, iteration, random.Purpose.DENSITY_NOISE))
 
     first, again, later = (two.experimental_local_results(draw(k)) for k in (3, 3, 4))
     assert not np.allclose(first[0], first[1])
@@ -102,9 +102,9 @@ def test_streams_seeds_and_iterations_do_not_meet():
         tuple(random.key(seed, iteration, stream).numpy())
         for seed in (0, 1, 2**31 - 1)
         for iteration in (0, 1, 2**31, 2**39)
-        for stream in random.Stream
+        for stream in random.Purpose
     }
-    assert len(keys) == 3 * 4 * len(random.Stream)
+    assert len(keys) == 3 * 4 * len(random.Purpose)
 
 
 def test_density_trains_and_evaluates_under_a_strategy(tmp_path, two):

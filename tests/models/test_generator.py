@@ -10,7 +10,7 @@ import tfdde
 from tfdde import networks
 from tfdde.networks import initial_weights
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 SIGMA = 0.5
 LATENT = 3
@@ -42,8 +42,8 @@ def test_one_step_is_algorithm_1():
     frozen = s_p.network.get_weights()
     rows = 8
     for k in range(2):
-        y = g(random.normal((rows, LATENT), 3, k, Stream.LATENT_DENSITY))
-        epsilon = random.normal((rows, 2), 2, k, Stream.DENSITY_NOISE)
+        y = g(random.normal((rows, LATENT), 3, k, Purpose.LATENT_DENSITY))
+        epsilon = random.normal((rows, 2), 2, k, Purpose.DENSITY_NOISE)
         with tf.GradientTape() as outer:
             noisy = y + SIGMA * epsilon
             with tf.GradientTape() as inner:
@@ -54,8 +54,8 @@ def test_one_step_is_algorithm_1():
         v = s_q.network.trainable_variables
         for w, d in zip(v, outer.gradient(loss, v), strict=True):
             w.assign_sub(0.1 * d)
-    z = random.normal((rows, LATENT), 3, 0, Stream.LATENT_GENERATOR)
-    epsilon = random.normal((rows, 2), 3, 0, Stream.GENERATOR_NOISE)
+    z = random.normal((rows, LATENT), 3, 0, Purpose.LATENT_GENERATOR)
+    epsilon = random.normal((rows, 2), 3, 0, Purpose.GENERATOR_NOISE)
     with tf.GradientTape() as tape:
         y = g(z) + SIGMA * epsilon
         kl = tf.reduce_mean(s_q.network(y) - s_p.network(y))
@@ -100,9 +100,9 @@ def test_one_step_with_many_levels(relative):
         f = s_q.network([y / tf.sqrt(1 + sigma[:, None] ** 2), place[:, None]])
         return f[:, 0] + s_p.at(y, sigma)
 
-    y = g(random.normal((rows, LATENT), 3, 0, Stream.LATENT_DENSITY))
-    epsilon = random.normal((rows, 2), 2, 0, Stream.DENSITY_NOISE)
-    sigma = noise.draw(rows, 3, 0, Stream.GENERATED_LEVEL)
+    y = g(random.normal((rows, LATENT), 3, 0, Purpose.LATENT_DENSITY))
+    epsilon = random.normal((rows, 2), 2, 0, Purpose.DENSITY_NOISE)
+    sigma = noise.draw(rows, 3, 0, Purpose.GENERATED_LEVEL)
     with tf.GradientTape() as outer:
         noisy = y + sigma[:, None] * epsilon
         with tf.GradientTape() as inner:
@@ -113,9 +113,9 @@ def test_one_step_with_many_levels(relative):
     v = s_q.network.trainable_variables
     for w, d in zip(v, outer.gradient(loss, v), strict=True):
         w.assign_sub(0.1 * d)
-    z = random.normal((rows, LATENT), 3, 0, Stream.LATENT_GENERATOR)
-    epsilon = random.normal((rows, 2), 3, 0, Stream.GENERATOR_NOISE)
-    sigma = noise.draw(rows, 3, 0, Stream.GENERATOR_LEVEL)
+    z = random.normal((rows, LATENT), 3, 0, Purpose.LATENT_GENERATOR)
+    epsilon = random.normal((rows, 2), 3, 0, Purpose.GENERATOR_NOISE)
+    sigma = noise.draw(rows, 3, 0, Purpose.GENERATOR_LEVEL)
     assert len(set(sigma.numpy())) == rows
     with tf.GradientTape() as tape:
         y = g(z) + sigma[:, None] * epsilon
@@ -166,8 +166,8 @@ def test_generator_gradient_descends_the_kl_of_gaussians():
     model.data_dde.at = log_normal([0.0, 0.0], total_p.astype("f4"))
     model.generated_dde.at = log_normal([0.7, -0.2], total_q.astype("f4"))
     n = 400_000
-    z = random.normal((n, 2), 5, 0, Stream.SAMPLE)
-    epsilon = random.normal((n, 2), 6, 0, Stream.SAMPLE)
+    z = random.normal((n, 2), 5, 0, Purpose.SAMPLE)
+    epsilon = random.normal((n, 2), 6, 0, Purpose.SAMPLE)
     _, (kernel, bias) = model._loss_and_gradients(
         z, epsilon, tf.constant(SIGMA), tf.constant(1.0 * n)
     )

@@ -10,7 +10,7 @@ from scipy.stats import norm
 import tfdde
 from tfdde import losses, networks
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 LATENT = 2
 MANY = tfdde.LogUniform(0.2, 4.0)
@@ -62,9 +62,9 @@ def test_one_step_is_the_one_written_out(noise):
             return tf.fill((8,), 0.5)
         return noise.draw(8, 3, 0, stream)
 
-    sigma = levels(Stream.GENERATED_LEVEL)
-    epsilon = random.normal((16, 2), 2, 0, Stream.DENSITY_NOISE)
-    y = g(random.normal((8, LATENT), 3, 0, Stream.LATENT_DENSITY))
+    sigma = levels(Purpose.GENERATED_LEVEL)
+    epsilon = random.normal((16, 2), 2, 0, Purpose.DENSITY_NOISE)
+    y = g(random.normal((8, LATENT), 3, 0, Purpose.LATENT_DENSITY))
     with tf.GradientTape() as tape:
         at_data = r.correction(x + sigma[:, None] * epsilon[:8], sigma)
         at_samples = r.correction(y + sigma[:, None] * epsilon[8:], sigma)
@@ -73,9 +73,9 @@ def test_one_step_is_the_one_written_out(noise):
     v = r.network.trainable_variables
     for w, d in zip(v, tape.gradient(loss, v), strict=True):
         w.assign_sub(0.1 * d)
-    sigma = levels(Stream.GENERATOR_LEVEL)
-    epsilon = random.normal((8, 2), 3, 0, Stream.GENERATOR_NOISE)
-    z = random.normal((8, LATENT), 3, 0, Stream.LATENT_GENERATOR)
+    sigma = levels(Purpose.GENERATOR_LEVEL)
+    epsilon = random.normal((8, 2), 3, 0, Purpose.GENERATOR_NOISE)
+    z = random.normal((8, LATENT), 3, 0, Purpose.LATENT_GENERATOR)
     with tf.GradientTape() as tape:
         value = r.correction(g(z) + sigma[:, None] * epsilon, sigma)
         h = np.exp(-np.clip(value, -4.0, 4.0))

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfdde
 from tfdde import networks
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 SIGMA = 0.4
 
@@ -46,7 +46,7 @@ def test_loss_and_step_are_those_of_the_weighted_mean(antithetic, conditions):
     x, w, c = data()
     c = c if conditions else None
     dde = density(conditions, antithetic=antithetic)
-    epsilon = random.normal(x.shape, 1, 0, Stream.DENSITY_NOISE)
+    epsilon = random.normal(x.shape, 1, 0, Purpose.DENSITY_NOISE)
     variables = dde.network.trainable_variables
     with tf.GradientTape() as tape:
         signs = (1.0, -1.0) if antithetic else (1.0,)
@@ -123,7 +123,7 @@ def test_evaluation_by_its_definition():
     x, w, _ = data()
     dde = density()
     losses = [
-        eq_10(dde, x[i : i + 5], random.normal(x[i : i + 5].shape, 1, i, Stream.EVALUATION_NOISE))
+        eq_10(dde, x[i : i + 5], random.normal(x[i : i + 5].shape, 1, i, Purpose.EVALUATION_NOISE))
         for i in (0, 5, 10)
     ]
     expected = np.sum(w * np.concatenate(losses)) / w.sum()

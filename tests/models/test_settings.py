@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfdde
 from tfdde import networks
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 ONE, FALLING, MANY = tfdde.Constant(0.4), tfdde.Decay(2.0, 0.4, 2), tfdde.LogUniform(0.2, 2.0, 0.4)
 LATENT = 3
@@ -54,15 +54,15 @@ def test_losses_of_a_density(noise, antithetic):
     dde.compile("sgd", run_eagerly=True)
     expected = []
     for done, rows in ((0, x[:6]), (6, x[6:])):  # the rows done number the batches
-        epsilon = random.normal(rows.shape, 1, done, Stream.EVALUATION_NOISE)
+        epsilon = random.normal(rows.shape, 1, done, Purpose.EVALUATION_NOISE)
         sigma = tf.constant(0.4)
         if noise is MANY:
-            sigma = noise.draw(len(rows), 1, done, Stream.EVALUATION_LEVEL)
+            sigma = noise.draw(len(rows), 1, done, Purpose.EVALUATION_LEVEL)
         expected.extend(losses(dde, rows, sigma, epsilon))
     assert dde.evaluate(x, batch_size=6, verbose=0) == pytest.approx(np.mean(expected), rel=1e-4)
 
-    epsilon = random.normal(x.shape, 1, 0, Stream.DENSITY_NOISE)
-    sigma = noise.draw(len(x), 1, 0, Stream.DENSITY_LEVEL)
+    epsilon = random.normal(x.shape, 1, 0, Purpose.DENSITY_NOISE)
+    sigma = noise.draw(len(x), 1, 0, Purpose.DENSITY_LEVEL)
     signs = (1, -1) if antithetic else (1,)
     expected = np.mean([losses(dde, x, sigma, sign * epsilon) for sign in signs])
     history = dde.fit(x, batch_size=10, shuffle=False, verbose=0).history
@@ -83,11 +83,11 @@ def test_evaluation_of_a_sampler(noise):
         v.assign(1.5 * v + 0.1)
     expected = []
     for done, rows in ((0, 6), (6, 4)):
-        z = random.normal((rows, LATENT), 5, done, Stream.SAMPLE)
-        epsilon = random.normal((rows, 2), 5, done, Stream.EVALUATION_NOISE)
+        z = random.normal((rows, LATENT), 5, done, Purpose.SAMPLE)
+        epsilon = random.normal((rows, 2), 5, done, Purpose.EVALUATION_NOISE)
         sigma = tf.fill([rows], 0.4)
         if noise is MANY:
-            sigma = noise.draw(rows, 5, done, Stream.EVALUATION_LEVEL)
+            sigma = noise.draw(rows, 5, done, Purpose.EVALUATION_LEVEL)
         y = model.generator(z) + sigma[:, None] * epsilon
         difference = model.generated_dde.at(y, sigma) - model.data_dde.at(y, sigma)
         expected.extend(difference * (sigma / 0.2) ** 2 if noise is MANY else difference)
@@ -100,14 +100,14 @@ def test_levels_of_the_updates_of_a_sampler():
     model = sampler(FALLING)
     model.compile()
     model.optimizer.iterations.assign(5)
-    assert model._level(4, 7, Stream.GENERATED_LEVEL) == np.float32(0.4)
+    assert model._level(4, 7, Purpose.GENERATED_LEVEL) == np.float32(0.4)
     model.compile(data_optimizer="sgd")
     model.optimizer.iterations.assign(5)
-    level = model._level(4, 7, Stream.GENERATED_LEVEL)
+    level = model._level(4, 7, Purpose.GENERATED_LEVEL)
     np.testing.assert_allclose(level, 2.0 / 1.1**2, rtol=1e-6)
     many = sampler(MANY)
     np.testing.assert_array_equal(
-        many._level(4, 7, Stream.GENERATED_LEVEL), MANY.draw(4, 5, 7, Stream.GENERATED_LEVEL)
+        many._level(4, 7, Purpose.GENERATED_LEVEL), MANY.draw(4, 5, 7, Purpose.GENERATED_LEVEL)
     )
 
 
@@ -139,11 +139,11 @@ def test_one_step_of_all_three_networks():
             found.append(loss / 8)
         return np.mean(found)
 
-    loss = updates(again.data_dde, 0.2, 2, lambda k: tf.constant(x), Stream.DENSITY_LEVEL)
+    loss = updates(again.data_dde, 0.2, 2, lambda k: tf.constant(x), Purpose.DENSITY_LEVEL)
     np.testing.assert_allclose(logs["data_loss"], [loss], rtol=1e-4)
-    latent = lambda k: random.normal((8, LATENT), 5, k, Stream.LATENT_DENSITY)  # noqa: E731
+    latent = lambda k: random.normal((8, LATENT), 5, k, Purpose.LATENT_DENSITY)  # noqa: E731
     loss = updates(
-        again.generated_dde, 0.1, 3, lambda k: again.generator(latent(k)), Stream.GENERATED_LEVEL
+        again.generated_dde, 0.1, 3, lambda k: again.generator(latent(k)), Purpose.GENERATED_LEVEL
     )
     np.testing.assert_allclose(logs["dde_loss"], [loss], rtol=1e-4)
     for name in ("data_dde", "generated_dde"):

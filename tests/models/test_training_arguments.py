@@ -8,7 +8,7 @@ import tensorflow as tf
 import tfdde
 from tfdde import networks
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 SIGMA, RATE = 0.4, 0.05
 L2 = keras.regularizers.L2(0.1)
@@ -498,7 +498,7 @@ def test_noise_of_a_resumed_loop_is_new():
     dde = density(optimizer=keras.optimizers.SGD(0.0))
     losses = [dde.fit(x, shuffle=False, verbose=0).history["loss"][0] for _ in range(2)]
     for iteration, loss in enumerate(losses):
-        epsilon = random.normal(x.shape, 1, iteration, Stream.DENSITY_NOISE)
+        epsilon = random.normal(x.shape, 1, iteration, Purpose.DENSITY_NOISE)
         y = tf.constant(x) + SIGMA * epsilon
         with tf.GradientTape() as tape:
             tape.watch(y)

@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from tfdde.utils import random
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 
-def test_keys_differ_in_seed_iteration_and_stream():
+def test_keys_differ_in_seed_iteration_and_purpose():
     values = [0, 1, 2, 255, 256, 257, 2**31 - 1]
     keys = {
-        tuple(random.key(seed, iteration, stream).numpy().tolist())
-        for seed, iteration, stream in itertools.product(values, values, Stream)
+        tuple(random.key(seed, iteration, purpose).numpy().tolist())
+        for seed, iteration, purpose in itertools.product(values, values, Purpose)
     }
-    assert len(keys) == len(values) ** 2 * len(Stream)
+    assert len(keys) == len(values) ** 2 * len(Purpose)
 
 
-@pytest.mark.parametrize("varied", ["seed", "iteration", "stream"])
+@pytest.mark.parametrize("varied", ["seed", "iteration", "purpose"])
 def test_numbers_under_close_keys_are_independent(varied):
-    count = 11 if varied == "stream" else 300
-    base = {"seed": 0, "iteration": 0, "stream": Stream.SAMPLE}
+    count = 11 if varied == "purpose" else 300
+    base = {"seed": 0, "iteration": 0, "purpose": Purpose.SAMPLE}
     rows = []
     for i in range(count):
-        value = list(Stream)[i] if varied == "stream" else i
+        value = list(Purpose)[i] if varied == "purpose" else i
         rows.append(random.normal((200,), **base | {varied: value}).numpy())
     z = np.array(rows, np.float64)
     assert abs(z.mean()) < 5 / np.sqrt(z.size) and abs(z.var() - 1) < 5 * np.sqrt(2 / z.size)

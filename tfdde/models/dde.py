@@ -49,7 +49,7 @@ from tfdde.utils.checks import (
     to_rows,
 )
 from tfdde.utils.fingerprint import Fingerprint
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 COMPONENT_ROWS = 50_000  # the most rows that independent components are computed from
 
@@ -448,7 +448,7 @@ class DDE(Trainer):
         """
         local, total = global_count(x, weights)
         total = unscaled(total, optimizer)
-        epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Stream.DENSITY_NOISE)
+        epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Purpose.DENSITY_NOISE)
         weighted = {} if weights is None else {"weights": weights}
         loss, gradients = loss_and_gradients(x, epsilon, sigma, total, *condition, **weighted)
         optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
@@ -458,7 +458,7 @@ class DDE(Trainer):
         x, condition, weights = self.training_data.batch(data)
         x = self.inside(x)
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
-        sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Stream.DENSITY_LEVEL)
+        sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Purpose.DENSITY_LEVEL)
         weighted = {} if weights is None else {"weights": weights}
         loss, count = self.minimize(
             self._loss_and_gradients, x, self.optimizer, sigma, *condition, **weighted
@@ -471,9 +471,9 @@ class DDE(Trainer):
         x = self.inside(x)
         # The number of rows evaluated so far numbers the batch; each evaluation starts at 0.
         rows_done = self._rows_evaluated.read_value()
-        epsilon = random.normal(tf.shape(x), self.seed, rows_done, Stream.EVALUATION_NOISE)
+        epsilon = random.normal(tf.shape(x), self.seed, rows_done, Purpose.EVALUATION_NOISE)
         if isinstance(self.noise, LogUniform):
-            sigma = self.noise.draw(tf.shape(x)[0], self.seed, rows_done, Stream.EVALUATION_LEVEL)
+            sigma = self.noise.draw(tf.shape(x)[0], self.seed, rows_done, Purpose.EVALUATION_LEVEL)
         else:
             sigma = tf.constant(self.noise.sigma, tf.float32)
         losses = self.row_losses(x, epsilon, sigma, *condition)

@@ -26,7 +26,7 @@ from tfdde.networks.fixed_condition import fix
 from tfdde.noise import Decay, LogUniform
 from tfdde.utils import random
 from tfdde.utils.checks import check_integer, to_conditions, to_rows
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
@@ -243,14 +243,14 @@ class Generator(Trainer):
         x = self.generator(z if condition is None else [z, condition])
         return tf.cast(x, tf.float32)  # the network may compute in bfloat16
 
-    def _latent(self, count: Any, iteration: Any, stream: Stream) -> tf.Tensor:
-        return random.normal((count, self.latent_dim), self.seed, iteration, stream)
+    def _latent(self, count: Any, iteration: Any, purpose: Purpose) -> tf.Tensor:
+        return random.normal((count, self.latent_dim), self.seed, iteration, purpose)
 
-    def _level(self, rows: tf.Tensor, iteration: Any, stream: Stream) -> tf.Tensor:
+    def _level(self, rows: tf.Tensor, iteration: Any, purpose: Purpose) -> tf.Tensor:
         """Sigma: one level for each row with ``LogUniform`` noise, otherwise one for all."""
         noise = self.data_dde.noise
         if isinstance(noise, LogUniform):
-            return noise.draw(rows, self.seed, iteration, stream)
+            return noise.draw(rows, self.seed, iteration, purpose)
         if self.data_optimizer is None:  # a frozen s_p was trained down to its final level
             return tf.constant(noise.sigma, tf.float32)
         return noise.at(tf.convert_to_tensor(self.optimizer.iterations))
@@ -262,7 +262,7 @@ class Generator(Trainer):
 
         def update_data() -> None:
             assert self.data_optimizer is not None
-            sigma = self._level(rows, self.data_optimizer.iterations, Stream.DENSITY_LEVEL)
+            sigma = self._level(rows, self.data_optimizer.iterations, Purpose.DENSITY_LEVEL)
             loss, count = self.data_dde.minimize(
                 self._data_gradients, x, self.data_optimizer, sigma, *condition
             )
@@ -270,8 +270,8 @@ class Generator(Trainer):
 
         def update_generated() -> None:
             updates = self.dde_optimizer.iterations
-            z = self._latent(rows, updates, Stream.LATENT_DENSITY)
-            sigma = self._level(rows, updates, Stream.GENERATED_LEVEL)
+            z = self._latent(rows, updates, Purpose.LATENT_DENSITY)
+            sigma = self._level(rows, updates, Purpose.GENERATED_LEVEL)
             columns = [self.call(z, *condition), sigma, *condition]
             if self.ratio == "logistic":  # the data at the same levels, and then the samples
                 first = [x, sigma, *condition]
@@ -289,9 +289,9 @@ class Generator(Trainer):
             repeat(update_data, self.data_steps)
         repeat(update_generated, self.dde_steps)
         count, total = global_count(x)
-        z = self._latent(rows, iteration, Stream.LATENT_GENERATOR)
-        epsilon = random.normal(tf.shape(x), self.seed, iteration, Stream.GENERATOR_NOISE)
-        sigma = self._level(rows, iteration, Stream.GENERATOR_LEVEL)
+        z = self._latent(rows, iteration, Purpose.LATENT_GENERATOR)
+        epsilon = random.normal(tf.shape(x), self.seed, iteration, Purpose.GENERATOR_NOISE)
+        sigma = self._level(rows, iteration, Purpose.GENERATOR_LEVEL)
         total = unscaled(total, self.optimizer)
         loss, gradients = self._generator_gradients(z, epsilon, sigma, total, *condition)
         self.optimizer.apply_gradients(
@@ -359,12 +359,12 @@ class Generator(Trainer):
         x, condition, _ = self.training_data.batch(data)
         # The number of rows evaluated so far numbers the batch; each evaluation starts at 0.
         rows_done = tf.cast(self.loss_tracker.count, tf.int64)
-        z = self._latent(tf.shape(x)[0], rows_done, Stream.SAMPLE)
-        epsilon = random.normal(tf.shape(x), self.seed, rows_done, Stream.EVALUATION_NOISE)
+        z = self._latent(tf.shape(x)[0], rows_done, Purpose.SAMPLE)
+        epsilon = random.normal(tf.shape(x), self.seed, rows_done, Purpose.EVALUATION_NOISE)
         noise = self.data_dde.noise
         sigma = tf.constant(noise.sigma, tf.float32)
         if isinstance(noise, LogUniform):
-            sigma = noise.draw(tf.shape(x)[0], self.seed, rows_done, Stream.EVALUATION_LEVEL)
+            sigma = noise.draw(tf.shape(x)[0], self.seed, rows_done, Purpose.EVALUATION_LEVEL)
         loss = tf.reduce_sum(self._divergence(z, epsilon, sigma, *condition))
         loss = add_penalty(loss, self.generator, local_count(x))
         update_mean(self.loss_tracker, loss, local_count(x))

@@ -14,7 +14,7 @@ from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity, reference
 from tfdde.partition.hmc import Moves
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import RowDraws, at_shares
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 from tfdde.utils.statistics import QUANTILE
 
 
@@ -93,7 +93,7 @@ def annealed(
     direction.
     """
     sigmas = np.asarray(sigmas, float)
-    rng = np.random.default_rng([seed, Stream.PARTITION])
+    rng = np.random.default_rng([seed, Purpose.PARTITION])
     rows = data.reshape(len(data), -1)
     evaluate = Evaluator.of(log_density, data.shape[1:])
     sigma = float(sigmas[0])

@@ -29,7 +29,7 @@ from tfdde.partition.evaluator import Evaluator
 from tfdde.partition.hmc import Moves
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import at_shares
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 DIMENSIONS = 3  # up to this many, importance sampling from everywhere is precise
 ERRORS, MARGIN = 3.0, 0.01  # standard errors and nats that two estimates may differ by
@@ -68,7 +68,7 @@ def checked(
         seed: of the check's samples.
     """
     rows = data.reshape(len(data), -1)
-    rng = np.random.default_rng([seed, Stream.PARTITION, 1])
+    rng = np.random.default_rng([seed, Purpose.PARTITION, 1])
     rows = rows[rng.permutation(len(rows))[:ROWS]].astype(np.float64)
     n, sigmas = rows.shape[1], [estimate.sigma for estimate in estimates]
     annealings = [Annealing(math.nan, rows[:0]) for _ in sigmas]

@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 
 from tfdde.partition.evaluator import Evaluator, LogDensity, reference
 from tfdde.partition.result import LogPartition
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 
 def importance(
@@ -37,7 +37,7 @@ def importance(
 
     Args and returns: as of ``ladder``, for one noise level.
     """
-    rng = np.random.default_rng([seed, Stream.PARTITION])
+    rng = np.random.default_rng([seed, Purpose.PARTITION])
     rows = data.reshape(len(data), -1)
     evaluate = Evaluator.of(log_density, data.shape[1:])
     proposal = reference(rows, sigma, weights)

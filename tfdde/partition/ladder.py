@@ -13,7 +13,7 @@ from scipy.special import expit
 from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity, reference
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import RowDraws
-from tfdde.utils.random import Stream
+from tfdde.utils.random import Purpose
 
 
 def bridge(
@@ -165,7 +165,7 @@ def ladder(
         An estimate for each of ``sigmas``.
     """
     sigmas = np.asarray(sigmas, float)
-    rng = np.random.default_rng([seed, Stream.PARTITION])
+    rng = np.random.default_rng([seed, Purpose.PARTITION])
     rows = data.reshape(len(data), -1)
     evaluate = Evaluator.of(log_density, data.shape[1:])
     dimensions = rows.shape[1]

@@ -1,4 +1,4 @@
-"""Stateless random numbers, seeded by (seed, iteration, replica, stream).
+"""Stateless random numbers, seeded by (seed, iteration, replica, purpose).
 
 Nothing here has state, so a resumed training draws the numbers of an uninterrupted one, and every
 replica of a ``tf.distribute`` strategy draws its own.
@@ -14,8 +14,8 @@ from typing import Any
 import tensorflow as tf
 
 
-class Stream(enum.IntEnum):
-    """Independent streams of random numbers within one iteration."""
+class Purpose(enum.IntEnum):
+    """What random numbers are drawn for; each purpose has its own within one iteration."""
 
     DENSITY_NOISE = 1
     EVALUATION_NOISE = 2
@@ -46,28 +46,28 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
-def key(seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
-    """The int64[2] seed of one (seed, iteration, replica, stream); no two share a seed.
+def key(seed: Any, iteration: Any, purpose: Purpose) -> tf.Tensor:
+    """The int64[2] seed of one (seed, iteration, replica, purpose); no two share a seed.
 
     ``seed`` and ``iteration`` may be integer tensors.
     """
     context = tf.distribute.get_replica_context()
     replica = 0 if context is None else context.replica_id_in_sync_group
-    first = int(stream) * 2**32 + tf.cast(seed, tf.int64)
+    first = int(purpose) * 2**32 + tf.cast(seed, tf.int64)
     second = tf.cast(replica, tf.int64) * 2**40 + tf.cast(iteration, tf.int64)
     return tf.stack([first, second])
 
 
-def normal(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
-    """Standard normal float32 tensor of ``shape`` for this iteration, replica and stream."""
-    return tf.random.stateless_normal(shape, key(seed, iteration, stream))
+def normal(shape: Any, seed: Any, iteration: Any, purpose: Purpose) -> tf.Tensor:
+    """Standard normal float32 tensor of ``shape`` for this iteration, replica and purpose."""
+    return tf.random.stateless_normal(shape, key(seed, iteration, purpose))
 
 
 def latents(dim: int, n: Any, seed: Any) -> tf.Tensor:
     """The ``n`` latents, shape (n, dim), of the samples with this seed; both may be tensors."""
-    return normal((n, dim), seed, 0, Stream.SAMPLE)
+    return normal((n, dim), seed, 0, Purpose.SAMPLE)
 
 
-def uniform(shape: Any, seed: Any, iteration: Any, stream: Stream) -> tf.Tensor:
-    """Float32 tensor of ``shape``, uniform in [0, 1), for this iteration, replica and stream."""
-    return tf.random.stateless_uniform(shape, key(seed, iteration, stream))
+def uniform(shape: Any, seed: Any, iteration: Any, purpose: Purpose) -> tf.Tensor:
+    """Float32 tensor of ``shape``, uniform in [0, 1), for this iteration, replica and purpose."""
+    return tf.random.stateless_uniform(shape, key(seed, iteration, purpose))
