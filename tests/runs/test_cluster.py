@@ -126,6 +126,19 @@ def test_only_the_chief_writes(pair):
     assert len({name.split(".")[-3] for name in events}) == 1  # the process
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_worker_may_come_before_the_chief(tmp_path, monkeypatch, resume):
+    if resume:
+        runs.Run(tmp_path, {"a": 1})
+    monkeypatch.setattr(cluster, "this_cluster", lambda: cluster.Cluster(workers=2, rank=1))
+    before = set(tmp_path.rglob("*"))
+    second = runs.Run(tmp_path, {"a": 1}, resume)
+    assert set(tmp_path.rglob("*")) == before
+    assert (second / "config.json").exists()
+    monkeypatch.undo()
+    runs.Run(tmp_path, {"a": 1}, resume)
+
+
 def check_lost(top, codes, texts, seconds):
     assert codes == [runs.LOST, -9]
     assert seconds < 30

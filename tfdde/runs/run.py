@@ -72,10 +72,11 @@ class Run:
         self.chief = cluster.this_cluster().rank == 0
         if not self.chief:
             self._take_copy()
+            config = self / "config.json"
         if resume:
             self._remove_half_written()
             return
-        if config.exists() and self.chief:
+        if config.exists():
             raise RunError(
                 f"There is a run in {self.folder} already: add --resume to continue it, "
                 "or choose another --output."
