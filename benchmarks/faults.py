@@ -10,8 +10,8 @@ every second one at a random moment of the training, the others while a file is 
 weights and logs at the end must be those of the run without kills, bit for bit.
 
 ``log_z`` trains densities of heavy-tailed, far-moded and badly scaled rows (``hard_sets.py``) and
-compares their log Z with quadrature. Each must be right, within 3 standard errors and 0.02 nats, or
-not trusted.
+compares their log Z with quadrature. Each must be right, within 3 standard errors and 0.001 nats,
+or not trusted.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def log_z(args):
                 seconds = time.time() - start
             truth = hard_sets.true_log_z(dde, x)
             error = abs(estimate.value - truth)
-            right = error <= 3 * estimate.standard_error + 0.02
+            right = error <= 3 * estimate.standard_error + 0.001
             if estimate.trusted and not right:
                 failures.append(f"{name}, {kind}")
             row = {

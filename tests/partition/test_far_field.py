@@ -280,3 +280,17 @@ class TestWeights:
                 0,
                 weights,
             )
+
+
+def test_a_small_disagreement_widens_the_interval():
+    """An estimate that is off by more than its error, by less than what the check doubts."""
+    mixture = wide(2, 0)
+    rows = mixture.sample(5_000, 0)
+    evaluate = Evaluator(exact(mixture), (2,))
+    off = LogPartition.around(LOG_Z - 0.012, 0.001, 5_000, "ladder", 0.1)
+    right = LogPartition.around(LOG_Z, 0.02, 5_000, "ladder", 0.1)
+    first, second = checked([off, right], evaluate, rows)
+    assert first.trusted and first.value == off.value
+    assert first.lower < first.value < LOG_Z < first.value + 3 * first.standard_error
+    assert off.standard_error < first.standard_error < 0.012
+    assert second.standard_error == pytest.approx(right.standard_error, rel=0.05)
