@@ -1,5 +1,6 @@
 import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -11,6 +12,26 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+# Files that take longest start first, so that two processes end at about the same time.
+LONGEST = (
+    "tuning/test_search.py",
+    "test_sklearn.py",
+    "tuning/test_search_script.py",
+    "train/test_train_scripts.py",
+    "partition/test_partition.py",
+    "partition/test_far_field.py",
+    "train/test_tabular_script.py",
+    "models/test_conditional.py",
+    "test_docs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))  # others keep their order
 
 
 def pytest_collection_finish():

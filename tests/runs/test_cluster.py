@@ -126,6 +126,10 @@ def test_only_the_chief_writes(pair):
     assert len({name.split(".")[-3] for name in events}) == 1  # the process
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. .finalize:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_worker_may_come_before_the_chief(tmp_path, monkeypatch, resume):
     if resume:
