@@ -172,6 +172,8 @@ def image_models(
     activation: Any = "silu",
     latent_dim: int = 16,
     dde_steps: int = 1,
+    ratio: str = "denoising",
+    forward: float = 0.0,
     level_power: float = 2.0,
     seed: int = 0,
 ) -> tuple[DDE, Generator]:
@@ -183,13 +185,15 @@ def image_models(
     Args:
         x: images with pixels in [0, 1], shape (rows, height, width, channels).
         noise: the noise levels of both densities.
-        kind: "conv" for convolutional networks, "dense" for the paper's dense blocks, which
-            start along the covariance and the principal components of the images.
+        kind: "conv" for convolutional networks; "residual" for residual MLPs, which suit images
+            of some dozen pixels; "dense" for the paper's dense blocks, which start along the
+            covariance and the principal components of the images.
         width: channels or units of a layer, of all three networks.
         depth: residual layers of a resolution, or layers of a dense block.
         activation: of the densities' networks.
         latent_dim: entries of a latent z.
         dde_steps: updates of s_q for one of the generator.
+        ratio, forward: of ``Generator``, for ``LogUniform`` noise.
         level_power: weight of a level sigma in the generator's loss is sigma to this power.
         seed: of noise and latents; the networks' weights are drawn by
             ``keras.utils.set_random_seed``.
@@ -197,8 +201,8 @@ def image_models(
     Raises:
         ValueError: another ``kind``.
     """
-    if kind not in ("conv", "dense"):
-        raise ValueError(f"`kind` must be 'conv' or 'dense', got {kind!r}.")
+    if kind not in ("conv", "residual", "dense"):
+        raise ValueError(f"`kind` must be 'conv', 'residual' or 'dense', got {kind!r}.")
     many, shape = isinstance(noise, LogUniform), np.shape(x)[1:]
     covariance = GaussianBase(shape)
     covariance.adapt(x)  # which takes seconds; both bases are copies of it
@@ -206,16 +210,30 @@ def image_models(
     def density_of(seed: int) -> DDE:
         base = GaussianBase(shape)
         base.set_weights(covariance.get_weights())
-        build = convolutional.conv_density if kind == "conv" else networks.dense_block
-        network = build(shape, width, depth, activation=activation, levels=many)
-        if kind == "dense":
+        sizes: dict[str, Any] = {"activation": activation, "levels": many}
+        time_weight = 0.0  # it would help to normalise s_p, which a generator does not need
+        if kind == "conv":
+            network = convolutional.conv_density(shape, width, depth, **sizes)
+        elif kind == "residual":
+            network = networks.residual_mlp(shape, width, depth, experts=4, **sizes)
+            time_weight = 0.1
+        else:
+            network = networks.dense_block(shape, width, depth, **sizes)
             initial_weights.along_covariance(network, base, noise.sigma, seed)
-        # Time-score matching would help to normalise s_p, which a generator does not need.
-        return DDE(network, noise, base, antithetic=True, time_weight=0.0, seed=seed)
+        return DDE(network, noise, base, antithetic=True, time_weight=time_weight, seed=seed)
 
     density = density_of(seed)
     if kind == "conv":
         network = convolutional.conv_generator(latent_dim, shape, width)
+    elif kind == "residual":
+        network = networks.residual_mlp(
+            latent_dim,
+            width,
+            depth,
+            output_shape=shape,
+            activation=activation,
+            output_activation="sigmoid",
+        )
     else:
         network = networks.dense_block(
             latent_dim, width, depth, output_shape=shape, output_activation="sigmoid"
@@ -228,6 +246,8 @@ def image_models(
         latent_dim=latent_dim,
         dde_steps=dde_steps,
         relative=many,
+        ratio=ratio if many else "denoising",
+        forward=forward if many else 0.0,
         level_power=level_power,
         seed=seed + 2,
     )

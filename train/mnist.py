@@ -1,15 +1,17 @@
-"""Train a density and a generator on MNIST.
+"""Train a density and a generator of images: MNIST, or small digits where there is no MNIST.
 
-    python train/mnist.py
-    python train/mnist.py --preset quick     # digits in ten minutes on two cores
+    python train/mnist.py                    # digits in ten minutes on two cores
+    python train/mnist.py --dataset digits   # scikit-learn's, of 8 x 8 pixels, in three minutes
+    python train/mnist.py --preset full      # for long trainings
     python train/mnist.py --paper            # the paper's networks and settings
     python train/mnist.py --preset runs/mnist/config.json --output runs/again
 
-First s_p, the denoising density estimator of the images, is trained at all noise levels from
---sigma to --sigma-max. Then the generator g is trained on it: with a large sigma every digit
-attracts samples, and a small sigma makes them sharp. The samples of g have a DDE too, s_q, whose
-network learns the difference from s_p. With --sigma-max equal to --sigma, as in the paper, there is
-one level, and s_q has a network like that of s_p: this is Algorithm 1 of the paper.
+The density s_p of the images, a denoising density estimator, knows all noise levels from --sigma
+to --sigma-max. So does r = s_q - s_p, the log-ratio of the densities of samples and data: a large
+sigma attracts samples to every digit, and a small sigma makes them sharp. --ratio says how r is
+learned. With "logistic" the generator needs r only and is trained first; with "denoising" r is
+learned as a density s_q is, and s_p is trained first. With --sigma-max equal to --sigma, as in the
+paper, there is one level, and s_q has a network like that of s_p: this is Algorithm 1 of the paper.
 
 train/fashion_mnist.py and train/stacked_mnist.py do the same with other images.
 
@@ -17,6 +19,8 @@ All files are written to --output. Ctrl-C stops the training, and --resume conti
 """
 
 import argparse
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -26,9 +30,11 @@ import numpy as np
 import tfdde
 from tfdde import datasets, networks, plots, recipes, runs
 from tfdde.runs import command_line
+from tfdde.utils.files import atomic
+from tfdde.utils.statistics import mean_and_error
 
 PRESETS = Path(__file__).parent / "presets" / "mnist"
-DEFAULT = "full"
+DEFAULT = "quick"  # of all data sets but the digits, whose preset is "digits"
 NETWORKS = {  # the defaults that depend on --networks
     "conv": {
         "width": 32,
@@ -37,6 +43,14 @@ NETWORKS = {  # the defaults that depend on --networks
         "dde_learning_rate": 2e-3,
         "generator_learning_rate": 1e-3,
         "jit": False,  # XLA's convolutions are slower on CPUs
+    },
+    "residual": {
+        "width": 128,
+        "depth": 3,
+        "learning_rate": 4e-3,
+        "dde_learning_rate": 2e-3,
+        "generator_learning_rate": 2e-3,
+        "jit": True,
     },
     "dense": {
         "width": 256,
@@ -52,21 +66,29 @@ LOADERS = {
     "mnist": datasets.load_mnist,
     "fashion_mnist": datasets.load_fashion_mnist,
     "stacked_mnist": datasets.load_stacked_mnist,
+    "digits": lambda data_dir: datasets.load_digits(),
 }
-LATENTS = {"mnist": 16, "fashion_mnist": 16, "stacked_mnist": 48}  # 16 for each channel
+LATENTS = {"stacked_mnist": 48}  # 16 for each channel
+SAMPLES = 2_000  # at each level, for log Z
 EPOCH = 100  # steps between two lines of the log, two pictures, two checkpoints
-LEVEL_POWER = 2.0  # with 1, errors of s_q in fine detail outweigh the shares of the digits
+# With power 1, errors of a denoising s_q in fine detail outweigh the shares of the digits.
+LEVEL_POWERS = {"denoising": 2.0, "logistic": 1.0}
 
 
-def parse(argv, dataset):
-    first = command_line.preset_parser(PRESETS, DEFAULT)
+def parse(argv, dataset=None):
+    first = command_line.preset_parser(PRESETS, None)
     text = "short for --preset paper"
     first.add_argument("--paper", action="store_const", const="paper", dest="preset", help=text)
-    first.add_argument("--networks", choices=NETWORKS, help="convolutional, or dense blocks")
+    first.add_argument("--networks", choices=NETWORKS, help="layers: small images, residual")
+    first.add_argument("--dataset", choices=LOADERS, help="images to train on (None: mnist)")
     chosen = first.parse_known_args(argv)[0]
+    preset = command_line.read_preset(PRESETS, chosen.preset or DEFAULT, DEFAULT)
+    dataset = chosen.dataset or dataset or preset.get("dataset") or "mnist"
+    if not chosen.preset and dataset == "digits":
+        preset = command_line.read_preset(PRESETS, "digits", DEFAULT)
     parser = argparse.ArgumentParser(
         parents=[first],
-        description=f"Train a density, then a generator, on {dataset}.",
+        description=f"Train a density and a generator on {dataset}.",
         epilog="Defaults shown are those of the preset.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -80,7 +102,11 @@ def parse(argv, dataset):
     add("--activation", choices=ACTIVATIONS, help="of s_p and s_q")
     add("--sigma", type=number, help="noise level, in units of a pixel in [0, 1]")
     add("--sigma-max", type=number, help="highest level; equal to --sigma: only one")
-    add("--latent-dim", type=count, default=LATENTS[dataset], help="dimensions of z")
+    add("--ratio", choices=LEVEL_POWERS, help="how s_q - s_p is learned, if there are many levels")
+    add("--forward", type=float, help="share of the forward KL in what g minimises")
+    text = "estimate log Z and the held-out log-likelihood"
+    add("--log-z", action=argparse.BooleanOptionalAction, help=text)
+    add("--latent-dim", type=count, default=LATENTS.get(dataset, 16), help="dimensions of z")
     add("--batch-size", type=count, help="noisy images a step, two to an image")
     add("--dde-steps", type=count, help="updates of s_q for one of the generator")
     add("--steps", type=count, help="steps of the density")
@@ -89,9 +115,8 @@ def parse(argv, dataset):
     add("--dde-learning-rate", type=number, help="Adam's for s_q, likewise")
     add("--generator-learning-rate", type=number, help="Adam's for g, likewise")
     command_line.add_device_option(parser)
-    preset = command_line.read_preset(PRESETS, chosen.preset, DEFAULT)
     kind = chosen.networks or preset.get("networks", "conv")
-    command_line.set_preset(parser, NETWORKS[kind] | preset)
+    command_line.set_preset(parser, NETWORKS[kind] | preset | {"dataset": dataset})
     args = parser.parse_args(argv)
     args.output = args.output or f"runs/{dataset}"
     if args.sigma_max < args.sigma:
@@ -99,17 +124,66 @@ def parse(argv, dataset):
     return args
 
 
-@runs.command
-def main(argv=None, dataset="mnist"):
+def load(argv, dataset):
+    """The arguments and the images; without MNIST those of the small digits."""
     args = parse(argv, dataset)
-    strategy = runs.strategy_for(args.devices)
-
-    # Images (rows, 28, 28, 1) with pixels in [0, 1]; those of stacked MNIST have three channels.
     try:
-        data = LOADERS[dataset](args.data_dir)
+        return args, LOADERS[args.dataset](args.data_dir)
     except ValueError as error:
         raise runs.RunError(f"the data are damaged: {error}") from None
-    x = data.x_train
+    except FileNotFoundError:
+        if args.dataset != "mnist" or args.data_dir:
+            raise
+    args = parse([*(sys.argv[1:] if argv is None else argv), "--dataset=digits"])
+    print(
+        "MNIST is neither given (--data-dir), prepared nor reachable: training on scikit-learn's "
+        "1,797 digits of 8 x 8 pixels instead.",
+        flush=True,
+    )
+    return args, LOADERS["digits"](None)
+
+
+def held_out(args, density, data, run):
+    """Estimate log Z, and print and write the log-likelihood of noisy test images.
+
+    The images have the noise of the density's own level, so that the exact density would have
+    the highest value of all.
+    """
+    log_z = density.log_partition(data.x_train, samples=SAMPLES, seed=args.seed)
+    run.save("density", density)
+    x = data.x_test
+    epsilon = np.random.default_rng([args.seed, 1]).standard_normal(x.shape, np.float32)
+    noisy = x + np.float32(args.sigma) * epsilon
+    values = density.log_density(noisy, normalized=log_z.trusted).numpy().astype(np.float64)
+    mean, error = mean_and_error(values, log_z.standard_error if log_z.trusted else 0.0)
+    kind = "log_likelihood" if log_z.trusted else "unnormalized_log_density"
+    result = {
+        kind: mean,
+        "standard_error": error,
+        "sigma": args.sigma,
+        "log_partition": log_z.get_config(),
+        "rows": {"train": len(data.x_train), "test": len(x)},
+    }
+    with atomic(run / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    print(log_z)
+    images = f"{len(x)} test images with noise of sigma = {args.sigma:g}"
+    if not log_z.trusted:
+        print(f"UNNORMALISED log-density of {images}: {mean:.2f} ± {error:.2f} nats.")
+        return
+    bits = -1 / (x[0].size * math.log(2))
+    print(
+        f"Held-out log-likelihood of {images}: {mean:.2f} ± {error:.2f} nats, "
+        f"{bits * mean:.3f} ± {abs(bits) * error:.3f} bits per dimension."
+    )
+
+
+@runs.command
+def main(argv=None, dataset=None):
+    # Images (rows, 28, 28, 1) with pixels in [0, 1]; those of stacked MNIST have three channels.
+    args, data = load(argv, dataset)
+    dataset, x = args.dataset, data.x_train
+    strategy = runs.strategy_for(args.devices)
     run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)
     keras.utils.set_random_seed(args.seed)
 
@@ -125,7 +199,9 @@ def main(argv=None, dataset="mnist"):
             activation=ACTIVATIONS[args.activation],
             latent_dim=args.latent_dim,
             dde_steps=args.dde_steps,
-            level_power=LEVEL_POWER,
+            ratio=args.ratio,
+            forward=args.forward,
+            level_power=LEVEL_POWERS[args.ratio],
             seed=args.seed,
         )
         cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
@@ -143,13 +219,16 @@ def main(argv=None, dataset="mnist"):
         return datasets.stream(x, max(1, args.batch_size // 2), args.seed, start)
 
     def draw_samples():
+        path = run / "samples.png"
+        seen = path.exists()
         images = generator.sample(64, seed=args.seed)
         step = int(generator.optimizer.iterations.numpy())
         title = f"{dataset}, σ = {args.sigma:g}, step {step} of {args.generator_steps}"
-        plots.samples_beside_real(run / "samples.png", images, data.x_test[:64], title=title)
+        plots.samples_beside_real(path, images, data.x_test[:64], title=title)
+        if not seen:
+            print(f"Samples, drawn anew every {EPOCH} steps: {path}", flush=True)
 
-    done = run.train("density", density, batches, args.steps, EPOCH)
-    if done:
+    def train_generator():
         watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: draw_samples())
         done = run.train("generator", generator, batches, steps, EPOCH, callbacks=[watch])
         draw_samples()
@@ -157,8 +236,26 @@ def main(argv=None, dataset="mnist"):
         lines = [generator.interpolate(z0, z1, steps=10) for z0, z1 in zip(*z, strict=True)]
         title = f"{dataset}: lines between two latents"
         plots.interpolation_grid(run / "interpolation.png", lines, title=title)
+        return done
+
+    def train_density():
+        return run.train("density", density, batches, args.steps, EPOCH)
+
+    # The generator needs s_p only if r is learned by denoising.
+    phases = [train_density, train_generator]
+    done = all(phase() for phase in (phases[::-1] if args.ratio == "logistic" else phases))
     logs = {phase: run / f"{phase}.csv" for phase in ("density", "generator")}
-    plots.loss_curves(run / "losses.png", logs)
+    plots.loss_curves(run / "losses.png", {k: p for k, p in logs.items() if p.exists()})
+    if done and args.log_z:
+        held_out(args, density, data, run)
+    if done:
+        run.save("generator", generator)  # with the density as it is now
+        folder = run.folder
+        print(
+            f"Pictures: {run / 'samples.png'}, {run / 'interpolation.png'}\n"
+            f"Export: python export/savedmodel.py {folder}\n"
+            f"Explore: python -m tfdde.explore {folder} --output {folder / 'page'}"
+        )
     return done
 
 

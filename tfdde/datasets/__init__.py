@@ -3,6 +3,7 @@
 from tfdde.datasets.batches import epoch_batches, stream
 from tfdde.datasets.images import (
     ImageData,
+    load_digits,
     load_fashion_mnist,
     load_mnist,
     load_mnist_components,
@@ -29,6 +30,7 @@ __all__ = [
     "epoch_batches",
     "inside_checkerboard",
     "load_builtin",
+    "load_digits",
     "load_fashion_mnist",
     "load_mnist",
     "load_mnist_components",

@@ -1,12 +1,14 @@
-"""MNIST, Fashion-MNIST and data sets made of them, from IDX files or tensorflow-datasets."""
+"""MNIST, Fashion-MNIST, data sets made of them, and scikit-learn's small digits."""
 
 from __future__ import annotations
 
 import gzip
 import math
 import os
+import queue
 import socket
 import struct
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +116,28 @@ def _find(folder: Path, name: str) -> dict[str, Path] | None:
     return None
 
 
+def _connection_error(host: str, seconds: float) -> str | None:
+    """Why ``host`` can't be reached over HTTPS within so many seconds; None if it can.
+
+    Looking up a name has no time limit of its own, and a host may have many addresses.
+    """
+    errors: queue.Queue = queue.Queue()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, 443), timeout=seconds).close()
+        except OSError as error:
+            errors.put(str(error))
+        else:
+            errors.put(None)
+
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        return errors.get(timeout=seconds)
+    except queue.Empty:
+        return f"no answer within {seconds:g} s"
+
+
 def _from_tfds(name: str) -> ImageData:
     """Load a data set by tensorflow-datasets, which downloads it if need be."""
     where = (
@@ -130,13 +154,12 @@ def _from_tfds(name: str) -> ImageData:
     builder = tfds.builder(name)
     if not builder.data_path.exists():
         # tensorflow-datasets retries an unreachable host for minutes, so test the connection first.
-        try:
-            socket.create_connection((_HOST, 443), timeout=_PROBE_SECONDS).close()
-        except OSError as error:
+        if error := _connection_error(_HOST, _PROBE_SECONDS):
             raise FileNotFoundError(
                 f"No {name} data: tensorflow-datasets has not prepared them and {_HOST} cannot be "
                 f"reached ({error}). {where}, or run again where the download works."
-            ) from None
+            )
+        print(f"Downloading {name} with tensorflow-datasets to {builder.data_path}.", flush=True)
         builder.download_and_prepare()
     arrays: dict[str, Any] = {}
     for split in ("train", "test"):
@@ -188,6 +211,36 @@ def load_fashion_mnist(data_dir: str | os.PathLike | None = None) -> ImageData:
     ``fashion_mnist``.
     """
     return _load("fashion_mnist", data_dir)
+
+
+def load_digits(seed: int = 0) -> ImageData:
+    """Load scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, which come with that package.
+
+    >>> digits = tfdde.datasets.load_digits()
+    >>> digits.x_train.shape, digits.x_test.shape
+    ((1500, 8, 8, 1), (297, 8, 8, 1))
+
+    Args:
+        seed: fixes which 297 digits are for the test.
+
+    Returns:
+        ``ImageData``: the pixels 0 ... 16 are divided by 16.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: the seed is out of range.
+    """
+    order = np.random.default_rng(check_integer(seed, "seed", minimum=0)).permutation(1797)
+    try:
+        import sklearn.datasets
+    except ImportError:
+        raise ImportError(
+            "The digits come with scikit-learn: pip install 'tfdde[train]'."
+        ) from None
+    bunch = sklearn.datasets.load_digits()
+    images = (bunch.images[order] / 16).astype(np.float32)[..., None]
+    labels = bunch.target[order].astype(np.int64)
+    return ImageData(images[:1500], labels[:1500], images[1500:], labels[1500:])
 
 
 def load_stacked_mnist(data_dir: str | os.PathLike | None = None, seed: int = 0) -> ImageData:
