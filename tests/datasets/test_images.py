@@ -5,6 +5,7 @@ import hashlib
 import os
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from tfdde.datasets import (
     images,
+    load_digits,
     load_fashion_mnist,
     load_mnist,
     load_mnist_components,
@@ -218,6 +220,44 @@ def test_unreachable_data_are_one_sentence_within_15_seconds(tmp_path, monkeypat
         load_mnist()
     assert time.monotonic() - start < 15
     assert "\n" not in str(caught.value)
+
+
+def test_a_host_that_never_answers_costs_no_more_than_its_seconds(monkeypatch):
+    """Neither a slow look-up of its name nor its many addresses add to them."""
+    wait = threading.Event()
+
+    def connect(*args, **kwargs):
+        wait.wait(60)
+        raise OSError
+
+    monkeypatch.setattr(images.socket, "create_connection", connect)
+    start = time.monotonic()
+    assert images._connection_error("host", 0.2) == "no answer within 0.2 s"
+    assert time.monotonic() - start < 2
+    wait.set()
+
+
+def test_small_digits():
+    sklearn_datasets = pytest.importorskip("sklearn.datasets")
+    digits, others = load_digits(), load_digits(seed=1)
+    bunch = sklearn_datasets.load_digits()
+    together = np.concatenate([digits.x_train, digits.x_test])[..., 0] * 16
+    labels = np.concatenate([digits.y_train, digits.y_test])
+    assert len(digits.x_test) == 297 and digits.x_train.max() == 1 and digits.x_train.min() == 0
+
+    def in_order(images, labels):
+        return sorted(map(tuple, np.column_stack([images.reshape(1797, -1), labels])))
+
+    assert in_order(together, labels) == in_order(bunch.images, bunch.target)
+    assert not np.array_equal(digits.x_test, others.x_test)
+    with pytest.raises(ValueError, match="`seed` must be an integer >= 0, got -1"):
+        load_digits(seed=-1)
+
+
+def test_without_scikit_learn_there_are_no_digits(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'tfdde\[train\]'"):
+        load_digits()
 
 
 def test_without_tensorflow_datasets(monkeypatch):

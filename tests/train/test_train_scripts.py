@@ -108,7 +108,8 @@ def test_toy(toy, tmp_path, capsys, dataset, high):
     [
         ("mnist", ["--networks=dense", "--depth=2"]),
         ("mnist", ["--paper", "--depth=2"]),
-        ("mnist", ["--sigma-max=0.25"]),
+        ("mnist", ["--sigma-max=0.05"]),
+        ("mnist", ["--preset=full"]),
         ("fashion_mnist", []),
         ("stacked_mnist", []),
     ],
@@ -121,7 +122,8 @@ def test_images(tmp_path, idx_folder, name, options):
     assert mnist.main([*args, *options], **kwargs) == 0
     assert files(folder) >= EXPECTED | {"interpolation.png"}
     density = keras.saving.load_model(folder / "density.keras")
-    assert density.noise.sigma == (0.5 if "--paper" in options else 0.25)
+    sigmas = {"--paper": 0.5, "--preset=full": 0.25}
+    assert density.noise.sigma == next((v for k, v in sigmas.items() if k in options), 0.05)
     generator = keras.saving.load_model(folder / "generator.keras")
     images = generator.sample(2, seed=1).numpy()
     assert images.shape == (2, 28, 28, 3 if name == "stacked_mnist" else 1)
@@ -130,6 +132,52 @@ def test_images(tmp_path, idx_folder, name, options):
     loader = getattr(tfdde.datasets, f"load_{name}")
     checksum = zlib.crc32(loader(idx_folder).x_train.tobytes())
     assert data_hash(folder, density) == f"crc32:{checksum:08x}"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
+    """Where MNIST can't be had, and where they are asked for."""
+    folder = tmp_path / "run"
+
+    def nowhere(name):
+        assert not asked
+        raise FileNotFoundError(f"No {name} data.")
+
+    monkeypatch.delenv("TFDDE_DATA_DIR", raising=False)
+    monkeypatch.setattr("tfdde.datasets.images._from_tfds", nowhere)
+    monkeypatch.setattr(mnist, "SAMPLES", 400)
+    args = ["--width=16", "--depth=1", "--no-jit", "--steps=100", "--generator-steps=6"]
+    assert mnist.main([*args, f"--output={folder}"] + ["--dataset=digits"] * asked) == 0
+    out = capsys.readouterr().out
+    assert ("MNIST is neither given" in out) is not asked
+    assert f"Samples, drawn anew every {mnist.EPOCH} steps: {folder / 'samples.png'}" in out
+    assert f"Export: python export/savedmodel.py {folder}" in out
+    assert files(folder) >= EXPECTED | {"interpolation.png", "result.json"}
+    # The printed likelihood is that of the saved density, on the same noisy test images.
+    density = keras.saving.load_model(folder / "density.keras")
+    images = tfdde.datasets.load_digits().x_test
+    epsilon = np.random.default_rng([0, 1]).standard_normal(images.shape, np.float32)
+    values = density.log_density(images + np.float32(0.1) * epsilon, normalized=True).numpy()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["log_likelihood"] == pytest.approx(values.mean(), abs=1e-3)
+    printed = re.search(r"sigma = 0.1: (\S+) ± \S+ nats, (\S+) ± (\S+) bits per dim", out)
+    assert float(printed[1]) == pytest.approx(values.mean(), abs=0.006)
+    assert float(printed[2]) == pytest.approx(-values.mean() / 64 / np.log(2), abs=6e-4)
+    # The generator has the same density.
+    generator = keras.saving.load_model(folder / "generator.keras")
+    again = generator.data_dde.log_density(images, normalized=True)
+    np.testing.assert_allclose(again, density.log_density(images), rtol=1e-5)
+
+
+def test_without_a_trusted_log_z_the_density_stays_unnormalised(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mnist, "SAMPLES", 100)  # too few to be trusted
+    args = ["--width=8", "--depth=1", "--no-jit", "--steps=2", "--generator-steps=2"]
+    with pytest.warns(UserWarning, match="can't be trusted"):
+        code = mnist.main([*args, "--dataset=digits", f"--output={tmp_path / 'run'}"])
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "UNNORMALISED log-density of 297 test images" in out and "likelihood" not in out
+    assert "log_likelihood" not in json.loads((tmp_path / "run/result.json").read_text())
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path, idx_folder, capsys):
@@ -177,7 +225,7 @@ def test_wrong_arguments(capsys, args, message):
 
 PARSERS = {
     "toy": toy_script.parse,
-    "mnist": lambda argv: mnist.parse(argv, "mnist"),
+    "mnist": mnist.parse,
     "tabular": lambda argv: tabular.parse(["--dataset=wine", *argv]),
 }
 
@@ -192,10 +240,10 @@ def test_presets_are_defaults_that_options_override(capsys, name):
         assert arguments.items() >= defaults.items()
         assert None not in [v for k, v in arguments.items() if k not in (*unset, *defaults)]
     assert len({tuple(sorted(p)) for p in presets.values()}) == 1
-    default = {"toy": "paper", "mnist": "full", "tabular": "levels"}[name]
+    default = {"toy": "paper", "mnist": "quick", "tabular": "levels"}[name]
     chosen, without = vars(parse([f"--preset={default}"])), vars(parse([]))
     assert chosen | {"preset": None} == without | {"preset": None}
-    other = "paper" if name == "tabular" else "quick"
+    other = {"toy": "quick", "mnist": "full", "tabular": "paper"}[name]
     assert vars(parse([f"--preset={other}", "--width=77"]))["width"] == 77
     with pytest.raises(SystemExit):
         parse([f"--preset={other}", "--help"])
@@ -264,7 +312,7 @@ def test_mnist_defaults_follow_the_networks():
     assert paper["sigma"] == paper["sigma_max"] == 0.5 and paper["dde_steps"] == 10
     dense = vars(parse(["--preset=quick", "--networks=dense", "--depth=5"], "mnist"))
     assert (dense["networks"], dense["width"], dense["depth"]) == ("dense", 256, 5)
-    assert dense["learning_rate"] == paper["learning_rate"] and dense["sigma_max"] == 4.0
+    assert dense["learning_rate"] == paper["learning_rate"] and dense["sigma_max"] == 2.0
     assert vars(parse([], "mnist"))["latent_dim"] == 16
     assert vars(parse([], "stacked_mnist"))["latent_dim"] == 48
 
