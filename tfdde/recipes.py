@@ -179,8 +179,8 @@ def image_models(
 ) -> tuple[DDE, Generator]:
     """Return the density s_p of images, and the generator that is trained on it.
 
-    The generated density s_q has a network like that of s_p; with ``LogUniform`` noise it
-    learns s_q - s_p.
+    The generated density s_q has a network like that of s_p; with ``LogUniform`` noise, or if
+    ``ratio`` is "logistic", it learns s_q - s_p.
 
     Args:
         x: images with pixels in [0, 1], shape (rows, height, width, channels).
@@ -193,7 +193,7 @@ def image_models(
         activation: of the densities' networks.
         latent_dim: entries of a latent z.
         dde_steps: updates of s_q for one of the generator.
-        ratio, forward: of ``Generator``, for ``LogUniform`` noise.
+        ratio, forward: of ``Generator``.
         level_power: weight of a level sigma in the generator's loss is sigma to this power.
         seed: of noise and latents; the networks' weights are drawn by
             ``keras.utils.set_random_seed``.
@@ -245,9 +245,9 @@ def image_models(
         generated_dde=density_of(seed + 1),
         latent_dim=latent_dim,
         dde_steps=dde_steps,
-        relative=many,
-        ratio=ratio if many else "denoising",
-        forward=forward if many else 0.0,
+        relative=many or ratio == "logistic",
+        ratio=ratio,
+        forward=forward,
         level_power=level_power,
         seed=seed + 2,
     )

@@ -10,8 +10,8 @@ The density s_p of the images, a denoising density estimator, knows all noise le
 to --sigma-max. So does r = s_q - s_p, the log-ratio of the densities of samples and data: a large
 sigma attracts samples to every digit, and a small sigma makes them sharp. --ratio says how r is
 learned. With "logistic" the generator needs r only and is trained first; with "denoising" r is
-learned as a density s_q is, and s_p is trained first. With --sigma-max equal to --sigma, as in the
-paper, there is one level, and s_q has a network like that of s_p: this is Algorithm 1 of the paper.
+learned as a density s_q is, and s_p is trained first. With --sigma-max equal to --sigma there is
+one level, as in Algorithm 1 of the paper, which --paper trains by.
 
 train/fashion_mnist.py and train/stacked_mnist.py do the same with other images.
 
@@ -102,7 +102,7 @@ def parse(argv, dataset=None):
     add("--activation", choices=ACTIVATIONS, help="of s_p and s_q")
     add("--sigma", type=number, help="noise level, in units of a pixel in [0, 1]")
     add("--sigma-max", type=number, help="highest level; equal to --sigma: only one")
-    add("--ratio", choices=LEVEL_POWERS, help="how s_q - s_p is learned, if there are many levels")
+    add("--ratio", choices=LEVEL_POWERS, help="how s_q - s_p is learned")
     add("--forward", type=float, help="share of the forward KL in what g minimises")
     text = "estimate log Z and the held-out log-likelihood"
     add("--log-z", action=argparse.BooleanOptionalAction, help=text)
@@ -121,6 +121,10 @@ def parse(argv, dataset=None):
     args.output = args.output or f"runs/{dataset}"
     if args.sigma_max < args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} is below --sigma {args.sigma}")
+    if not 0 <= args.forward <= 1:
+        parser.error(f"--forward must be from 0 to 1, got {args.forward:g}")
+    if args.forward and args.ratio != "logistic":
+        parser.error(f"--forward {args.forward:g} needs --ratio logistic; else it must be 0")
     return args
 
 

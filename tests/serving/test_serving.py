@@ -1,5 +1,6 @@
 """Artifacts against Keras, and the TFLite sampler against the normal distribution."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from ai_edge_litert.interpreter import Interpreter
 import tfdde
 from tfdde import networks, serving
 from tfdde.networks.gaussian_base import GaussianBase
+from tfdde.serving import metadata
 from tfdde.serving.tflite_random import counter_normal
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +184,17 @@ def test_measured_errors_are_reported_and_stored(exported):
         assert about["signatures"]["sample"]["outputs"] == {
             "x": {"dtype": "float32", "shape": shape}
         }
+
+
+def test_model_card_names_the_doubt(exported, tmp_path):
+    density, errors = exported[0], exported[3]
+    fine = tfdde.LogPartition.around(1.0, 0.01, 5_000, "ladder", density.noise.sigma)
+    before = density.partition
+    density.partition = dataclasses.replace(fine, doubt="mass at 60")
+    about = metadata.facts(density, None, {}, errors, 1e-5, tmp_path)
+    density.partition = before
+    assert about["normalized"] is False and about["log_partition"]["doubt"] == "mass at 60"
+    assert "no trusted log Z. An estimate is doubted: mass at 60." in metadata.card(about)
 
 
 def test_model_card_of_an_unknown_run(exported):

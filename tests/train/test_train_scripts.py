@@ -109,7 +109,7 @@ def test_toy(toy, tmp_path, capsys, dataset, high):
         ("mnist", ["--networks=dense", "--depth=2"]),
         ("mnist", ["--paper", "--depth=2"]),
         ("mnist", ["--sigma-max=0.05"]),
-        ("mnist", ["--preset=full"]),
+        ("mnist", ["--preset=full", "--sigma-max=0.25"]),
         ("fashion_mnist", []),
         ("stacked_mnist", []),
     ],
@@ -315,6 +315,20 @@ def test_mnist_defaults_follow_the_networks():
     assert dense["learning_rate"] == paper["learning_rate"] and dense["sigma_max"] == 2.0
     assert vars(parse([], "mnist"))["latent_dim"] == 16
     assert vars(parse([], "stacked_mnist"))["latent_dim"] == 48
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--forward=1.5"], "--forward must be from 0 to 1, got 1.5"),
+        (["--ratio=denoising"], "--forward 0.5 needs --ratio logistic; else it must be 0"),
+        (["--sigma=3"], "--sigma-max 2.0 is below --sigma 3.0"),
+    ],
+)
+def test_mnist_refuses(capsys, options, message):
+    with pytest.raises(SystemExit):
+        mnist.parse(options)
+    assert message in capsys.readouterr().err
 
 
 def start(args):

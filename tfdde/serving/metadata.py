@@ -182,9 +182,11 @@ def _shape(spec: Mapping[str, Any]) -> str:
 def _log_z(about: Mapping[str, Any]) -> list[str]:
     log_z = about["log_partition"]
     if not about["normalized"]:
+        doubts = {e["doubt"] for e in (log_z or {}).get("estimates", [log_z or {}]) if "doubt" in e}
+        reason = "".join(f" An estimate is doubted: {doubt}." for doubt in sorted(doubts))
         return [
             "UNNORMALISED: log-densities are known only up to a constant, since there is no "
-            "trusted log Z."
+            f"trusted log Z.{reason}"
         ]
     if "estimates" in log_z:
         pairs = zip(log_z["conditions"], log_z["estimates"], strict=True)
