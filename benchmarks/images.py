@@ -1,7 +1,7 @@
 """Quality of generated MNIST or Fashion-MNIST: tfdde beside a WGAN-GP and flow matching.
 
     python benchmarks/images.py tfdde --name "tfdde" --preset quick --data-dir DIR
-    python benchmarks/images.py wgan_gp --seconds 600 --data-dir DIR
+    python benchmarks/images.py wgan_gp --seconds 600 --rate 2e-3 --data-dir DIR
     python benchmarks/images.py flow_matching --seconds 600 --data-dir DIR
     python benchmarks/images.py table
 
@@ -13,6 +13,7 @@ of a classifier trained here and refused below 99 % test accuracy (Fashion-MNIST
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,7 @@ def main():
     parser.add_argument("--dataset", choices=DATASETS, default="mnist")
     parser.add_argument("--name", help="of the row (default: the method)")
     parser.add_argument("--seconds", type=float, default=600.0, help="of training, of the peers")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of the peers")
     parser.add_argument("--data-dir", help="folder with the IDX files")
     parser.add_argument("--classifier", type=Path, help="where to keep the classifier")
     parser.add_argument("--output", help="keep tfdde's run in this folder")
@@ -112,7 +114,7 @@ def main():
     else:
         keras.utils.set_random_seed(args.seed)
         train = peers_images.METHODS[args.method]
-        sample, seconds, parameters = train(data.x_train, args.seconds, args.seed)
+        sample, seconds, parameters = train(data.x_train, args.seconds, args.seed, args.rate)
     sample(TIMED)
     start = time.time()
     sample(TIMED)
@@ -122,6 +124,7 @@ def main():
     row = {
         "name": f"{args.name or args.method}, seed {args.seed}",
         "dataset": args.dataset,
+        "threads": len(os.sched_getaffinity(0)),
         "seconds": round(seconds),
         "parameters": parameters,
         "samples_per_second": round(TIMED / took),

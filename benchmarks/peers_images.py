@@ -24,7 +24,7 @@ def _decay(optimizers, rates, share):
         optimizer.learning_rate.assign(rate * 0.5 * (1 + np.cos(np.pi * min(share, 1.0))))
 
 
-def wgan_gp(x, seconds, seed):
+def wgan_gp(x, seconds, seed, rate=2e-3):
     """Gulrajani et al. 2017, with tfdde's generator and a critic like tfdde's density."""
     layers, shape = keras.layers, x.shape[1:]
     generator = convolutional.conv_generator(LATENT, shape, WIDTH)
@@ -39,7 +39,7 @@ def wgan_gp(x, seconds, seed):
             layers.Dense(1),
         ]
     )
-    rates = (1e-3, 1e-3)
+    rates = (rate, rate)
     optimizers = [
         keras.optimizers.Adam(rates[0], 0.5, 0.9, use_ema=True, ema_momentum=0.99),
         keras.optimizers.Adam(rates[1], 0.5, 0.9),
@@ -114,10 +114,9 @@ def _velocity(shape, width):
     return keras.Model([x, t], layers.Conv2D(shape[-1], 3, padding="same")(a))
 
 
-def flow_matching(x, seconds, seed):
+def flow_matching(x, seconds, seed, rate=2e-3):
     """Lipman et al. 2023, straight paths from noise to images; Euler steps to sample."""
     net = _velocity(x.shape[1:], 16)
-    rate = 2e-3
     optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.999)
     optimizer.build(net.trainable_variables)
 
