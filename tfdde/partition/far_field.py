@@ -91,11 +91,12 @@ def checked(
 
 
 def widened(estimate: LogPartition, value: float, error: float) -> LogPartition:
-    """Add to an estimate's error what the check's error does not explain of the difference.
+    """Add to an estimate's error what the two errors do not explain of the difference.
 
     The ladder's own error leaves out that its samples have not quite reached the density.
     """
-    excess = max(0.0, abs(value - estimate.value) - error)
+    both = math.hypot(error, estimate.standard_error)
+    excess = max(0.0, abs(value - estimate.value) - both)
     standard_error = math.hypot(estimate.standard_error, excess)
     return dataclasses.replace(
         estimate,
