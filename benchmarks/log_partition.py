@@ -21,8 +21,7 @@ import tensorflow as tf
 import tfdde
 from tfdde import recipes
 from tfdde.partition.annealed import annealed
-from tfdde.partition.evaluator import Evaluator
-from tfdde.partition.far_field import checked
+from tfdde.partition.estimate import estimate
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
 
@@ -89,13 +88,6 @@ def summary(estimates):
     }
 
 
-def checked_ladder(log_density, x, samples, seed):
-    """The ladder's estimate at the lowest level, with the check from far outside of the rows."""
-    evaluate = Evaluator(log_density, x.shape[1:])
-    estimates = ladder(evaluate, x, ladder_levels(SIGMA, TOP, x.shape[1]), samples, seed=seed)
-    return checked(estimates[:1], evaluate, x, seed)[0]
-
-
 def exact(args):
     for kind in args.kinds:
         for n in args.n:
@@ -104,7 +96,10 @@ def exact(args):
                 "ladder": lambda s, x, seed, levels=levels: ladder(
                     s, x, levels, args.samples, seed=seed
                 )[0],
-                "checked ladder": lambda s, x, seed: checked_ladder(s, x, args.samples, seed),
+                # As DDE.log_partition: with the check from far outside of the rows.
+                "checked ladder": lambda s, x, seed: estimate(
+                    s, x, tfdde.LogUniform(SIGMA, TOP), "ladder", SIGMA, args.samples, 0, seed
+                ),
                 "importance": lambda s, x, seed: importance(s, x, SIGMA, seed=seed),
                 "annealed": lambda s, x, seed, levels=levels: annealed(s, x, levels, seed=seed),
             }
