@@ -182,8 +182,9 @@ def _shape(spec: Mapping[str, Any]) -> str:
 def _log_z(about: Mapping[str, Any]) -> list[str]:
     log_z = about["log_partition"]
     if not about["normalized"]:
-        doubts = {e["doubt"] for e in (log_z or {}).get("estimates", [log_z or {}]) if "doubt" in e}
-        reason = "".join(f" An estimate is doubted: {doubt}." for doubt in sorted(doubts))
+        estimates = [] if log_z is None else log_z.get("estimates", [log_z])
+        doubts = sorted({e["doubt"] for e in estimates if "doubt" in e})
+        reason = "".join(f" An estimate is doubted: {doubt}." for doubt in doubts)
         return [
             "UNNORMALISED: log-densities are known only up to a constant, since there is no "
             f"trusted log Z.{reason}"
