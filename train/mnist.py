@@ -82,10 +82,10 @@ def parse(argv, dataset=None):
     first.add_argument("--networks", choices=NETWORKS, help="layers: small images, residual")
     first.add_argument("--dataset", choices=LOADERS, help="images to train on (None: mnist)")
     chosen = first.parse_known_args(argv)[0]
-    preset = command_line.read_preset(PRESETS, chosen.preset or DEFAULT, DEFAULT)
-    dataset = chosen.dataset or dataset or preset.get("dataset") or "mnist"
-    if not chosen.preset and dataset == "digits":
-        preset = command_line.read_preset(PRESETS, "digits", DEFAULT)
+    dataset = chosen.dataset or dataset
+    name = chosen.preset or ("digits" if dataset == "digits" else DEFAULT)
+    preset = command_line.read_preset(PRESETS, name, DEFAULT)
+    dataset = dataset or preset.get("dataset") or "mnist"
     parser = argparse.ArgumentParser(
         parents=[first],
         description=f"Train a density and a generator on {dataset}.",
