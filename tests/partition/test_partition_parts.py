@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from mixtures import Mixture, three
 from test_partition import LOG_Z, exact
 
@@ -74,19 +73,16 @@ def apart(n):
 @pytest.mark.parametrize("n, levels", [(2, [0.3, 0.6, 2.0]), (2, [0.3, 2.0]), (16, [0.3])])
 def test_annealing_goes_all_the_way_down_and_up(monkeypatch, n, levels):
     s, data = exact(Mixture(np.eye(3, n), [0.3, 0.5, 1.0], [1, 2, 3])), apart(n)
-    moved, paths = [], []
+    moved = []
 
     class Moves:
-        def __init__(self, path):
-            paths.append(path)
-
         def __call__(self, y, level, scale, count, seed):
             moved.append((level, scale, count, seed))
             return y
 
-    monkeypatch.setattr(annealed_module, "Moves", Moves)
     evaluator = Evaluator(s, (n,))
-    evaluator.moves = Moves(evaluator.flat)
+    evaluator.moves, moves_along = Moves(), evaluator.moves_along
+    monkeypatch.setattr(evaluator, "moves_along", lambda path: Moves())
     recorded = Recorded(monkeypatch, np.zeros(4), np.zeros(4))
     annealed(evaluator, data, levels, 20_002, moves=3, seed=1, populations=4)
     (down, down_moves, first), (up, up_moves, start) = recorded.calls
@@ -109,7 +105,8 @@ def test_annealing_goes_all_the_way_down_and_up(monkeypatch, n, levels):
     np.testing.assert_allclose(sum(step(y) for step in down), whole, rtol=1e-5)
     for one, other in zip(down, reversed(up), strict=True):
         np.testing.assert_allclose(one(y), -other(y), rtol=1e-6)
-    assert moved.pop(0)[:3] == (1.0 if n == 16 else 0.3, 0.3, 30)
+    level, *others = moved.pop(0)
+    assert (level[0] if n == 16 else level) == (1.0 if n == 16 else 0.3) and others[:2] == [0.3, 30]
     assert up_moves[-1](y, 7) is y and not moved
     for move in (*down_moves, *up_moves[:-1]):
         move(y, 7)
@@ -125,12 +122,15 @@ def test_annealing_goes_all_the_way_down_and_up(monkeypatch, n, levels):
         return
     shares = (np.arange(1, 41) / 40) ** 2  # 10 sqrt(16) steps
     there = [*shares, *shares[-2::-1]]
-    np.testing.assert_allclose([m[0] for m in moved], there)
+    np.testing.assert_allclose([m[0][0] for m in moved], there)
+    assert all(m[0][1] == 0.3 for m in moved)
     assert {m[1:] for m in moved} == {(0.3, 3, 7)}
     np.testing.assert_allclose(down[7](y), (shares[7] - shares[6]) * whole, rtol=1e-5)
     height = gaussian.log_density(gaussian.mean[None])
     expected = 0.3 * evaluator(y, 0.3) + 0.7 * (gaussian.log_density(y) - height)
-    np.testing.assert_allclose(paths[-1](tf.constant(y), tf.constant(0.3)), expected, rtol=1e-4)
+    level = (0.3, *moved[0][0][1:])
+    _, values = moves_along(annealed_module.from_gaussian).with_values(y, level, 0.3, 0, seed=0)
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("crossed", [False, True])

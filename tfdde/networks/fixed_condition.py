@@ -35,7 +35,7 @@ class FixedCondition(keras.layers.Layer):
 
 def repeated(condition: Any, x: tf.Tensor) -> tf.Tensor:
     """One condition of k entries for each row of ``x``: float32 (rows, k)."""
-    row = tf.constant(condition, tf.float32)
+    row = tf.convert_to_tensor(condition, tf.float32)
     return tf.broadcast_to(row, tf.stack([tf.shape(x)[0], row.shape[0]]))
 
 

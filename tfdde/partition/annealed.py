@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from scipy.special import logsumexp
 
 from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity, reference
-from tfdde.partition.hmc import Moves
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import RowDraws, at_shares
 from tfdde.utils.random import Purpose
@@ -63,6 +63,20 @@ def anneal(
     return log_z + logsumexp(log_w, axis=1) - np.log(size), least, rows
 
 
+def from_gaussian(evaluate: Evaluator, y: tf.Tensor, level: tuple[tf.Tensor, ...]) -> tf.Tensor:
+    """Log-density on the geometric path from a Gaussian to e^s, up to a constant.
+
+    Args:
+        evaluate: s.
+        y: (rows, n).
+        level: share of s, sigma, and mean and precision of the Gaussian.
+    """
+    share, sigma, mean, precision = level
+    centred = y - mean
+    square = tf.reduce_sum(centred * tf.matmul(centred, precision), axis=1)
+    return share * evaluate.flat(y, sigma) - (1 - share) * 0.5 * square
+
+
 def annealed(
     log_density: LogDensity | Evaluator,
     data: np.ndarray,
@@ -98,18 +112,11 @@ def annealed(
     evaluate = Evaluator.of(log_density, data.shape[1:])
     sigma = float(sigmas[0])
     gaussian = Gaussian(rows, sigmas[-1], weights)
-    mean = tf.constant(gaussian.mean, tf.float32)
-    precision = tf.constant(gaussian.precision, tf.float32)
-
-    def tempered(y: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-        centred = y - mean
-        square = tf.reduce_sum(centred * tf.matmul(centred, precision), axis=1)
-        return share * evaluate.flat(y, tf.constant(sigma, tf.float32)) - (1 - share) * 0.5 * square
-
     # The densities on the way down, after the first: levels of one path.
     if len(sigmas) > 1:
         first = reference(rows, sigmas[-1], weights)
-        chains, levels, scales = evaluate.moves, sigmas[::-1], sigmas[::-1]
+        chains, scales = evaluate.moves, sigmas[::-1]
+        levels: Sequence[Any] = list(scales)
 
         def log_ratio(k: int, y: np.ndarray) -> np.ndarray:
             """Log-ratio of density k on the way to density k - 1; density -1 is the first."""
@@ -118,11 +125,12 @@ def annealed(
     else:
         first = gaussian
         steps = max(30, math.ceil(10 * math.sqrt(rows.shape[1])))
-        chains, levels = Moves(tempered), np.linspace(0.0, 1.0, steps + 1)[1:] ** 2
-        scales = np.full(steps, sigma)
+        shares = np.linspace(0.0, 1.0, steps + 1) ** 2
+        chains, scales = evaluate.moves_along(from_gaussian), np.full(steps, sigma)
+        levels = [(share, sigma, gaussian.mean, gaussian.precision) for share in shares[1:]]
 
         def log_ratio(k: int, y: np.ndarray) -> np.ndarray:
-            share = levels[k] - (levels[k - 1] if k else 0.0)
+            share = shares[k + 1] - shares[k]
             return share * (evaluate(y, sigma) - gaussian.log_density(y))
 
     def inverse(k: int, y: np.ndarray) -> np.ndarray:

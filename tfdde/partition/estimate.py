@@ -94,14 +94,14 @@ def estimate_by_condition(
         noise, method, sigma, samples, moves, seed, weights: as of ``estimate``.
     """
     estimates = {}
+    # As a variable, so that what is traced for one condition serves all.
+    here = tf.Variable(tf.zeros(conditions.shape[1]), trainable=False)
+    evaluate = Evaluator(lambda x, sigma: log_density(x, sigma, repeated(here, x)), data.shape[1:])
     for condition, there in rows_by_condition(conditions):
-
-        def at(x: tf.Tensor, sigma: tf.Tensor, condition: tuple = condition) -> tf.Tensor:
-            return log_density(x, sigma, repeated(condition, x))
-
+        here.assign(condition)
         weights_there = None if weights is None else weights[there]
         estimates[condition] = estimate(
-            at, data[there], noise, method, sigma, samples, moves, seed, weights_there
+            evaluate, data[there], noise, method, sigma, samples, moves, seed, weights_there
         )
     return LogPartitions(tuple(estimates), tuple(estimates.values()))
 

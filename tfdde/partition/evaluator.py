@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import tensorflow as tf
@@ -106,6 +106,7 @@ class Evaluator:
         self.shape = tuple(shape)
         self.log_density = log_density
         rows = tf.TensorSpec((None, math.prod(shape)), tf.float32)
+        self._moves: dict[tuple[Callable[..., tf.Tensor], int], Moves] = {}
         self._compiled = tf.function(
             self.flat, input_signature=[rows, tf.TensorSpec((), "float32")]
         )
@@ -119,6 +120,17 @@ class Evaluator:
     def moves(self) -> Moves:
         """Moves under s(., sigma), whose levels are sigma."""
         return Moves(self.flat)
+
+    def moves_along(self, path: Callable[..., tf.Tensor], groups: int = 1) -> Moves:
+        """Moves under ``path(self, rows, level)``, compiled once for each path and ``groups``.
+
+        Args:
+            path: a function of a module, so that it is found again; see ``Moves``.
+            groups: as of ``Moves``.
+        """
+        if (path, groups) not in self._moves:
+            self._moves[path, groups] = Moves(partial(path, self), groups)
+        return self._moves[path, groups]
 
     def flat(self, rows: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """s of flat rows (rows, n), as a tensor."""

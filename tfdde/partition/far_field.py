@@ -27,7 +27,6 @@ from scipy.stats import qmc
 
 from tfdde.partition.annealed import anneal
 from tfdde.partition.evaluator import Evaluator
-from tfdde.partition.hmc import Moves
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import at_shares
 from tfdde.utils.random import Purpose
@@ -42,6 +41,7 @@ NEIGHBOURS = 4  # that a Gaussian around a row reaches
 SCALES = 2.0 ** np.arange(11)  # how many times as far as the rows the checks look
 SETS, POINTS, ROUNDS = 8, 1024, 4  # of importance sampling: the error is the spread of the sets
 CHAINS, CHAIN_SCALES, STEPS = 64, 2.0 ** np.arange(6), 20  # of annealing
+SCALE_OF_CHAIN = np.repeat(CHAIN_SCALES, CHAINS)[:, None]
 
 
 def checked(
@@ -274,6 +274,26 @@ class Annealing(NamedTuple):
     ends: np.ndarray
 
 
+def from_pattern(evaluate: Evaluator, z: tf.Tensor, level: tuple[tf.Tensor, ...]) -> tf.Tensor:
+    """Log-density on the geometric path from each chain's start to e^s, up to a constant.
+
+    Args:
+        evaluate: s.
+        z: (chains, n), in units of their own.
+        level: share of s and sigma; centre and spread of the units; centres and widths of the
+            pattern that the chains start at, in float64.
+    """
+    share, sigma, centre, spread, centres, widths = level
+    inside = tf.cast(z, tf.float64) / SCALE_OF_CHAIN
+    square = tf.reduce_sum(tf.square(centres), axis=1) + tf.reduce_sum(
+        tf.square(inside), axis=1, keepdims=True
+    )
+    square -= 2.0 * tf.matmul(inside, centres, transpose_b=True)
+    logs = -z.shape[1] * tf.math.log(widths) - 0.5 * square / tf.square(widths)
+    start = tf.cast(tf.reduce_logsumexp(logs, axis=1), tf.float32)
+    return share * evaluate.flat(centre + spread * z, sigma) + (1.0 - share) * start
+
+
 def annealing_from_outside(
     evaluate: Evaluator, rows: np.ndarray, sigmas: Sequence[float], rng: np.random.Generator
 ) -> list[Annealing]:
@@ -298,25 +318,8 @@ def annealing_from_outside(
     pattern = kernels(spread_out(z, FAR_CENTRES), least, neighbours=1)
     starts = [pattern.magnified(0.0, scale) for scale in CHAIN_SCALES]
     shares = np.linspace(0.0, 1.0, STEPS + 1) ** 4
-    scale_of_row = np.repeat(CHAIN_SCALES, CHAINS)[:, None]
-    centre, spread = (tf.constant(v, tf.float32) for v in units)
-    centres, widths = tf.constant(pattern.centres), tf.constant(pattern.widths)
-
-    def log_start(z: tf.Tensor) -> tf.Tensor:
-        """Log-density of each group's start, up to a constant, in float64."""
-        inside = tf.cast(z, tf.float64) / scale_of_row
-        square = tf.reduce_sum(tf.square(centres), axis=1) + tf.reduce_sum(
-            tf.square(inside), axis=1, keepdims=True
-        )
-        square -= 2.0 * tf.matmul(inside, centres, transpose_b=True)
-        logs = -n * tf.math.log(widths) - 0.5 * square / tf.square(widths)
-        return tf.cast(tf.reduce_logsumexp(logs, axis=1), tf.float32)
-
-    def tempered(z: tf.Tensor, share_and_sigma: tf.Tensor) -> tf.Tensor:
-        share, sigma = tf.unstack(share_and_sigma)
-        return share * evaluate.flat(centre + spread * z, sigma) + (1.0 - share) * log_start(z)
-
-    chains = Moves(tempered, groups)
+    chains = evaluate.moves_along(from_pattern, groups)
+    where = *units, tf.constant(pattern.centres), tf.constant(pattern.widths)
     widest = CHAIN_SCALES * np.median(pattern.widths)
 
     def anneal_to(sigma: float) -> Annealing:
@@ -324,14 +327,13 @@ def annealing_from_outside(
             s = units.log_density(evaluate, y, sigma)
             if not (s < np.inf).all():
                 raise FloatingPointError
-            parts = zip(starts, y.astype(np.float64).reshape(groups, CHAINS, n), strict=True)
-            logs = np.concatenate([start.log_density(part) for start, part in parts])
-            return (shares[k + 1] - shares[k]) * (s - logs)
+            start = pattern.log_density(y / SCALE_OF_CHAIN) - n * np.log(SCALE_OF_CHAIN[:, 0])
+            return (shares[k + 1] - shares[k]) * (s - start)
 
         def move(k: int, y: np.ndarray, seed: int) -> np.ndarray:
             # From the width of the start to that of the noise.
             width = widest ** (1 - k / STEPS) * (sigma / units.spread.min()) ** (k / STEPS)
-            return chains(y, [shares[k + 1], sigma], width, 2, seed)
+            return chains(y, (shares[k + 1], sigma, *where), width, 2, seed)
 
         start = np.concatenate([s.points(rng.random((CHAINS, n + 1))) for s in starts])
         increments = [partial(increment, k) for k in range(STEPS)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-Path = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Path = Callable[[tf.Tensor, Any], tf.Tensor]
 LEAPFROGS = 4  # steps of one Hamiltonian move
 ACCEPTANCE = 0.8  # the mean acceptance that the step size is adapted to
 CHUNK = 5_000  # rows whose gradients are computed at once; two such chunks run in parallel
@@ -26,12 +26,15 @@ class Moves:
     True
 
     Args:
-        path: log-density, up to a constant, of flat rows (k, n) at a level, () or a vector.
+        path: log-density, up to a constant, of flat rows (k, n) at a level, which is a number or
+            a tuple of tensors.
         groups: equal parts of the rows, in their order, with a step size each.
     """
 
     def __init__(self, path: Path, groups: int = 1):
         self._path, self._groups = path, groups
+        # A function of its own is traced once, although ``_moves`` calls it in two places.
+        self._value_and_score = tf.function(self._at, reduce_retracing=True)
         self._run = tf.function(self._moves, reduce_retracing=True)
 
     def __call__(
@@ -41,7 +44,7 @@ class Moves:
 
         Args:
             rows: float32 (k, n).
-            level: argument of the path.
+            level: argument of the path; numbers become float32 tensors.
             scale: of the density, () or (groups,).
             count: of moves.
             seed: of momenta and acceptances.
@@ -53,11 +56,12 @@ class Moves:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows after ``count`` moves at ``level``, and the path's values there."""
         seeds = tf.constant([seed, 0], tf.int64)
-        level, scale = tf.constant(level, tf.float32), tf.constant(scale, tf.float32)
+        level = tf.nest.map_structure(_as_tensor, level)
+        scale = tf.constant(scale, tf.float32)
         y, s = self._run(tf.constant(rows), level, scale, tf.constant(count), seeds)
         return y.numpy(), s.numpy().astype(float)
 
-    def _value_and_score(self, y: tf.Tensor, level: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _at(self, y: tf.Tensor, level: Any) -> tuple[tf.Tensor, tf.Tensor]:
         def of_chunk(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(y)
@@ -73,7 +77,7 @@ class Moves:
         return tf.reshape(s, (rows,)), tf.reshape(score, (rows, n))
 
     def _moves(
-        self, y: tf.Tensor, level: tf.Tensor, scale: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
+        self, y: tf.Tensor, level: Any, scale: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         s, score = self._value_and_score(y, level)
         step = 0.5 * scale
@@ -109,3 +113,7 @@ class Moves:
         if self._groups == 1:
             return tf.reduce_mean(accept)
         return tf.reduce_mean(tf.reshape(accept, (self._groups, -1)), axis=1)
+
+
+def _as_tensor(number: Any) -> tf.Tensor:
+    return number if tf.is_tensor(number) else tf.constant(number, tf.float32)
