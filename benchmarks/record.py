@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfdde
-from tfdde.utils.files import atomic
+from tfdde.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,6 +43,5 @@ def add(benchmark, row):
         "date": datetime.date.today().isoformat(),
     }
     rows = [r for r in rows if r["name"] != row["name"]] + [row]
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(path, rows, indent=1)
     print(json.dumps(row, indent=1))

@@ -19,7 +19,6 @@ All files are written to --output. Ctrl-C stops the training, and --resume conti
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -30,8 +29,6 @@ import numpy as np
 import tfdde
 from tfdde import datasets, networks, plots, recipes, runs
 from tfdde.runs import command_line
-from tfdde.utils.files import atomic
-from tfdde.utils.statistics import mean_and_error
 
 PRESETS = Path(__file__).parent / "presets" / "mnist"
 DEFAULT = "quick"  # of all data sets but the digits, whose preset is "digits"
@@ -133,6 +130,8 @@ def load(argv, dataset):
     args = parse(argv, dataset)
     try:
         return args, LOADERS[args.dataset](args.data_dir)
+    except ImportError as error:
+        raise runs.RunError(str(error)) from None
     except ValueError as error:
         raise runs.RunError(f"the data are damaged: {error}") from None
     except FileNotFoundError:
@@ -144,7 +143,8 @@ def load(argv, dataset):
         "1,797 digits of 8 x 8 pixels instead.",
         flush=True,
     )
-    return args, LOADERS["digits"](None)
+    with command_line.user_errors():  # scikit-learn may be missing
+        return args, LOADERS["digits"](None)
 
 
 def held_out(args, density, data, run):
@@ -159,17 +159,7 @@ def held_out(args, density, data, run):
     epsilon = np.random.default_rng([args.seed, 1]).standard_normal(x.shape, np.float32)
     noisy = x + np.float32(args.sigma) * epsilon
     values = density.log_density(noisy, normalized=log_z.trusted).numpy().astype(np.float64)
-    mean, error = mean_and_error(values, log_z.standard_error if log_z.trusted else 0.0)
-    kind = "log_likelihood" if log_z.trusted else "unnormalized_log_density"
-    result = {
-        kind: mean,
-        "standard_error": error,
-        "sigma": args.sigma,
-        "log_partition": log_z.get_config(),
-        "rows": {"train": len(data.x_train), "test": len(x)},
-    }
-    with atomic(run / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    mean, error = run.write_result(values, log_z, {"train": len(data.x_train), "test": len(x)})
     print(log_z)
     images = f"{len(x)} test images with noise of sigma = {args.sigma:g}"
     if not log_z.trusted:

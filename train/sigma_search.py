@@ -21,7 +21,6 @@ continues it. Several processes share a search by keras-tuner's variables KERAST
 
 import argparse
 import csv
-import json
 import math
 import os
 import sys
@@ -34,7 +33,7 @@ from tfdde.datasets.tables import BUILTIN
 from tfdde.runs import command_line
 from tfdde.utils.checks import check_spread
 from tfdde.utils.files import atomic
-from tfdde.utils.statistics import QUANTILE, mean_and_error
+from tfdde.utils.statistics import QUANTILE
 
 SEARCHES = ("bayesian", "random", "hyperband")
 RANGES = ("sigma", "width", "depth", "learning_rate")  # one number or two
@@ -227,18 +226,13 @@ def main(argv=None):
     )
     run.save("density", dde)
     test = dde.log_density(x_test, normalized=True).numpy().astype(np.float64)
-    mean, test_error = mean_and_error(test, dde.partition.standard_error)
-    result = {
-        "log_likelihood": mean,
-        "standard_error": test_error,
-        "sigma": dde.noise.sigma,
-        "trial": rows[0],
-        "log_partition": dde.partition.get_config(),
-        "rows": {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
-        "columns": table.columns,
-    }
-    with atomic(run / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    mean, test_error = run.write_result(
+        test,
+        dde.partition,
+        {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
+        trial=rows[0],
+        columns=table.columns,
+    )
     print(
         f"sigma = {dde.noise.sigma:.3g} standard deviations; {dde.partition}\n"
         f"Held-out log-likelihood: {mean:.4f} ± {test_error:.4f} nats per row in the data's "

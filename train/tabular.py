@@ -19,7 +19,6 @@ All files are written to --output. Ctrl-C stops the training, and --resume conti
 """
 
 import argparse
-import json
 import math
 import sys
 from functools import partial
@@ -35,8 +34,6 @@ from tfdde.noise import Noise
 from tfdde.partition.importance import importance
 from tfdde.runs import command_line
 from tfdde.utils.checks import check_spread
-from tfdde.utils.files import atomic
-from tfdde.utils.statistics import mean_and_error
 
 PRESETS = Path(__file__).parent / "presets" / "tabular"
 DEFAULT = "levels"
@@ -181,25 +178,20 @@ def main(argv=None):
     kind = "log-likelihood" if known else "UNNORMALISED log-density"
     rows = {"training rows": train, "test rows": test}
     plots.histograms(run / "log_density.png", rows, f"{kind} in nats")
-    mean, error = mean_and_error(test, log_z.standard_error if known else 0.0)
     # To standardised units: plus the log of their volume in the data's own.
     variance = dde.normalization.get_weights()[1] if dde.normalization else np.ones(1)
-    standardized = mean + 0.5 * np.log(variance, dtype=np.float64).sum()
-    result = {
-        "log_likelihood" if known else "unnormalized_log_density": mean,
-        "standard_error": error,
-        "in_standardized_units": standardized,
-        "sigma": log_z.sigma,
-        "log_partition": log_z.get_config(),
-        "rows": {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
-        "columns": table.columns,
-    }
-    with atomic(run / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    log_volume = 0.5 * np.log(variance, dtype=np.float64).sum()
+    mean, error = run.write_result(
+        test,
+        log_z,
+        {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
+        in_standardized_units=float(test.mean() + log_volume),
+        columns=table.columns,
+    )
     print(
         f"sigma = {log_z.sigma:.3g} (lowest: {args.sigma:g}) standard deviations; {log_z}\n"
         f"Held-out {kind}: {mean:.4f} ± {error:.4f} nats per row in the data's own units, "
-        f"{standardized:.4f} in standardised ones ({len(test)} test rows)."
+        f"{mean + log_volume:.4f} in standardised ones ({len(test)} test rows)."
     )
     return True
 

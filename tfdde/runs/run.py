@@ -34,12 +34,14 @@ import tensorflow as tf
 
 from tfdde._version import __version__
 from tfdde.models.trainer import Trainer
+from tfdde.partition.result import LogPartition
 from tfdde.runs import cluster
 from tfdde.runs.checkpoint import Checkpoint, load_checkpoint
 from tfdde.runs.cluster import RunError
 from tfdde.runs.interrupts import Interrupt
 from tfdde.runs.keep_best import KeepBest
-from tfdde.utils.files import atomic, read_object
+from tfdde.utils.files import atomic, read_object, write_json
+from tfdde.utils.statistics import mean_and_error
 
 # Arguments that may differ when a run is resumed; a preset has set others, which may not.
 NOT_COMPARED = ("output", "resume", "preset")
@@ -90,8 +92,7 @@ class Run:
             "command": sys.argv,
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        with atomic(config) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(config, content)
 
     def __truediv__(self, name: str) -> Path:
         """A path in the folder, as with ``pathlib``."""
@@ -196,6 +197,34 @@ class Run:
         """Write ``<name>.keras``."""
         with atomic(self / f"{name}.keras") as temporary:
             model.save(temporary)
+
+    def write_result(
+        self, values: np.ndarray, log_z: LogPartition, rows: Mapping[str, int], **more: Any
+    ) -> tuple[float, float]:
+        """Write the mean log-density of held-out rows and its error to ``result.json``.
+
+        It is called ``log_likelihood`` only if log Z is trusted.
+
+        Args:
+            values: log-density of each row, normalised if log Z is trusted, float64 (rows,).
+            log_z: of the density.
+            rows: how many rows there were for what.
+            more: further entries.
+
+        Returns:
+            The mean, in nats, and its standard error, with that of log Z.
+        """
+        known = log_z.trusted
+        mean, error = mean_and_error(values, log_z.standard_error if known else 0.0)
+        result = {
+            "log_likelihood" if known else "unnormalized_log_density": mean,
+            "standard_error": error,
+            "sigma": log_z.sigma,
+            "log_partition": log_z.get_config(),
+            "rows": rows,
+        }
+        write_json(self / "result.json", result | more)
+        return mean, error
 
     def _tensorboard(self, phase: str) -> list[keras.callbacks.Callback]:
         if importlib.util.find_spec("tensorboard") is None:

@@ -6,12 +6,11 @@ They keep the parts of one call from being completed by another, and tell which 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfdde.utils.files import atomic, read_object
+from tfdde.utils.files import read_object, write_json
 
 OPTIONAL = ("dialect",)  # entries that are absent if an option has its default
 HEAD = 2**20  # bytes at the start of a big file that are compared
@@ -38,8 +37,7 @@ def identity(file: Path) -> dict[str, Any]:
 
 def write(path: Path, about: dict[str, Any]) -> None:
     """Write a manifest."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n")
+    write_json(path, about, indent=1)
 
 
 def difference(path: Path, about: dict[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdde.utils.files import atomic, read_object
+from tfdde.utils.files import read_object, write_json
 
 
 def checksum(rows: np.ndarray | None) -> str | None:
@@ -52,5 +52,4 @@ def check(path: Path, facts: Mapping[str, Any], keep: bool = False) -> None:
                 "overwrite=True to start anew."
             )
     if keep and now.keys() - known.keys():
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(known | now, indent=2) + "\n")
+        write_json(path, known | now)

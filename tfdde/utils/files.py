@@ -60,6 +60,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Write what JSON can hold to a file, which is replaced as a whole."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
