@@ -1,19 +1,27 @@
-"""Quality of generated MNIST or Fashion-MNIST: tfdde beside a WGAN-GP and flow matching.
+"""Quality of generated MNIST or Fashion-MNIST: tfdde beside GANs and flow matching.
 
+    python benchmarks/images.py compare --seconds 600 --classifier FILE --data-dir DIR
     python benchmarks/images.py tfdde --name "tfdde" --preset quick --data-dir DIR
     python benchmarks/images.py wgan_gp --seconds 600 --rate 2e-3 --data-dir DIR
-    python benchmarks/images.py flow_matching --seconds 600 --data-dir DIR
     python benchmarks/images.py table
 
 `tfdde` trains by train/mnist.py, which gets the further arguments; the peers train by stock Keras
 for --seconds. Distances are of 10,000 samples to the 10,000 test images, on the 128 features
 of a classifier trained here and refused below 99 % test accuracy (Fashion-MNIST, with
---dataset fashion_mnist: 90 %). Adds a row to results/images.json.
+--dataset fashion_mnist: 90 %). With `--split validation` the last 10,000 training images stand
+in for the test images. Adds a row to results/images.json.
+
+`compare` trains each peer at each of --rates with seed 100 on the validation split, and then all
+methods in turn with each of --seeds, the peers at the rate of the lowest Fréchet distance. What
+has a row already is left out, so that it can be stopped and started again. Further arguments go
+to train/mnist.py.
 """
 
 import argparse
+import gzip
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,6 +39,8 @@ from tfdde import datasets, metrics
 SAMPLES = 10_000
 TIMED = 1_000  # samples
 NEIGHBOURS = 5_000  # rows of precision, recall, density, coverage
+TUNING_SEED = 100
+METHODS = ("tfdde", *peers_images.METHODS)
 DATASETS = {
     "mnist": (datasets.load_mnist, 0.99),
     "fashion_mnist": (datasets.load_fashion_mnist, 0.90),
@@ -89,9 +99,62 @@ def train_tfdde(args, more):
     return lambda n: generator.sample(n, seed=1).numpy(), seconds, trained
 
 
+def write_idx(path, array):
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes(), 1))
+
+
+def write_validation_split(data, folder):
+    """Write the IDX files of a set whose test images are the last of the training images."""
+    parts = {
+        "train": (data.x_train[:-SAMPLES], data.y_train[:-SAMPLES]),
+        "t10k": (data.x_train[-SAMPLES:], data.y_train[-SAMPLES:]),
+    }
+    for name, (images, labels) in parts.items():
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", np.rint(255 * images[..., 0]))
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels)
+
+
+def compare(args, more):
+    """Tune the peers on the validation split, and train all methods in turn."""
+
+    def name(method, rate=None):
+        return f"{method}, {args.dataset}" + (f", rate {rate:g}" if rate else "")
+
+    def row(method, seed, *options, rate=None, split="test"):
+        """The row of a training, which is done if there is none yet."""
+        called = name(method, rate) + (" (validation)" if split == "validation" else "")
+        common = ["--dataset", args.dataset, "--name", called, "--seed", str(seed)]
+        common += ["--split", split, "--data-dir", str(args.data_dir)]
+        common += ["--classifier", str(args.classifier)] if args.classifier else []
+        options = [*options, "--rate", str(rate)] if rate else options
+        key = f"{called}, seed {seed}"
+        path = record.RESULTS / "images.json"
+        if not any(r["name"] == key for r in json.loads(path.read_text())):
+            command = [sys.executable, __file__, method, *common, *map(str, options)]
+            subprocess.run(command, check=True)
+        return next(r for r in json.loads(path.read_text()) if r["name"] == key)
+
+    limit, best = ("--seconds", args.seconds), {}
+    for method in args.methods:
+        if method == "tfdde":
+            continue
+        distances = {
+            rate: row(method, TUNING_SEED, *limit, rate=rate, split="validation")["frechet"][0]
+            for rate in args.rates
+        }
+        best[method] = min(distances, key=distances.get)
+    for seed in args.seeds:
+        for method in args.methods:
+            if method == "tfdde":
+                row(method, seed, *more)
+            else:
+                row(method, seed, *limit, rate=best[method])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("method", choices=("tfdde", *peers_images.METHODS, "table"))
+    parser.add_argument("method", choices=(*METHODS, "compare", "table"))
     parser.add_argument("--dataset", choices=DATASETS, default="mnist")
     parser.add_argument("--name", help="of the row (default: the method)")
     parser.add_argument("--seconds", type=float, default=600.0, help="of training, of the peers")
@@ -100,12 +163,25 @@ def main():
     parser.add_argument("--classifier", type=Path, help="where to keep the classifier")
     parser.add_argument("--output", help="keep tfdde's run in this folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args, more = parser.parse_known_args()
     if args.method == "table":
         print(table(json.loads((record.RESULTS / "images.json").read_text())))
         return 0
+    if args.method == "compare":
+        compare(args, more)
+        return 0
     load, accuracy = DATASETS[args.dataset]
     data = load(args.data_dir)
+    classifier, accuracy = mnist_digits.classifier_of(data, args.classifier, accuracy)
+    if args.split == "validation":
+        scratch = tempfile.TemporaryDirectory()  # removed at the end
+        args.data_dir = scratch.name
+        write_validation_split(data, Path(scratch.name))
+        data = load(args.data_dir)
     if args.method == "tfdde":
         more = [*more, "--seed", str(args.seed)]
         sample, seconds, parameters = train_tfdde(args, more)
@@ -120,10 +196,10 @@ def main():
     sample(TIMED)
     took = time.time() - start
     images = sample(SAMPLES)
-    classifier, accuracy = mnist_digits.classifier_of(data, args.classifier, accuracy)
     row = {
         "name": f"{args.name or args.method}, seed {args.seed}",
         "dataset": args.dataset,
+        "split": args.split,
         "threads": len(os.sched_getaffinity(0)),
         "seconds": round(seconds),
         "parameters": parameters,

@@ -10,6 +10,7 @@ from tfdde.networks import convolutional
 
 LATENT, BATCH, WIDTH = 16, 64, 32
 PENALTY, CRITIC_STEPS = 10.0, 3  # of WGAN-GP; 5 steps of the critic learn slower here
+R1 = 1.0  # weight of the non-saturating GAN's penalty
 EULER = 50  # steps of the flow's sampler
 
 
@@ -24,8 +25,12 @@ def _decay(optimizers, rates, share):
         optimizer.learning_rate.assign(rate * 0.5 * (1 + np.cos(np.pi * min(share, 1.0))))
 
 
-def wgan_gp(x, seconds, seed, rate=2e-3):
-    """Gulrajani et al. 2017, with tfdde's generator and a critic like tfdde's density."""
+def _adversarial(x, seconds, seed, rate, critic_loss, generator_loss, critic_steps):
+    """Train tfdde's generator against a critic like tfdde's density.
+
+    ``critic_loss`` is a function of critic, real and made images, ``generator_loss`` one of the
+    critic's values at made images.
+    """
     layers, shape = keras.layers, x.shape[1:]
     generator = convolutional.conv_generator(LATENT, shape, WIDTH)
     critic = keras.Sequential(
@@ -39,10 +44,9 @@ def wgan_gp(x, seconds, seed, rate=2e-3):
             layers.Dense(1),
         ]
     )
-    rates = (rate, rate)
     optimizers = [
-        keras.optimizers.Adam(rates[0], 0.5, 0.9, use_ema=True, ema_momentum=0.99),
-        keras.optimizers.Adam(rates[1], 0.5, 0.9),
+        keras.optimizers.Adam(rate, 0.5, 0.9, use_ema=True, ema_momentum=0.99),
+        keras.optimizers.Adam(rate, 0.5, 0.9),
     ]
     models = (generator, critic)
     for optimizer, model in zip(optimizers, models, strict=True):
@@ -56,27 +60,20 @@ def wgan_gp(x, seconds, seed, rate=2e-3):
     @tf.function
     def critic_step(real):
         made = generator(tf.random.normal((BATCH, LATENT)))
-        share = tf.random.uniform((BATCH, 1, 1, 1))
-        between = real + share * (made - real)
         with tf.GradientTape() as tape:
-            with tf.GradientTape() as inner:
-                inner.watch(between)
-                values = critic(between)
-            slope = tf.norm(tf.reshape(inner.gradient(values, between), (BATCH, -1)), axis=1)
-            loss = tf.reduce_mean(critic(made)) - tf.reduce_mean(critic(real))
-            loss += PENALTY * tf.reduce_mean((slope - 1.0) ** 2)
+            loss = critic_loss(critic, real, made)
         descend(loss, tape, 1)
 
     @tf.function
     def generator_step():
         with tf.GradientTape() as tape:
-            loss = -tf.reduce_mean(critic(generator(tf.random.normal((BATCH, LATENT)))))
+            loss = generator_loss(critic(generator(tf.random.normal((BATCH, LATENT)))))
         descend(loss, tape, 0)
 
     batches, start = _batches(x, seed), time.time()
     while (passed := time.time() - start) < seconds:
-        _decay(optimizers, rates, passed / seconds)
-        for _ in range(CRITIC_STEPS):
+        _decay(optimizers, (rate, rate), passed / seconds)
+        for _ in range(critic_steps):
             critic_step(next(batches))
         generator_step()
     took = time.time() - start
@@ -88,6 +85,44 @@ def wgan_gp(x, seconds, seed, rate=2e-3):
 
     parameters = {"generator": generator.count_params(), "critic": critic.count_params()}
     return sample, took, parameters
+
+
+def _values_and_slopes(critic, images):
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        values = critic(images)
+    return values, tf.reshape(tape.gradient(values, images), (BATCH, -1))
+
+
+def wgan_gp(x, seconds, seed, rate=2e-3):
+    """Gulrajani et al. 2017."""
+
+    def critic_loss(critic, real, made):
+        share = tf.random.uniform((BATCH, 1, 1, 1))
+        _, slopes = _values_and_slopes(critic, real + share * (made - real))
+        loss = tf.reduce_mean(critic(made)) - tf.reduce_mean(critic(real))
+        return loss + PENALTY * tf.reduce_mean((tf.norm(slopes, axis=1) - 1.0) ** 2)
+
+    def generator_loss(values):
+        return -tf.reduce_mean(values)
+
+    return _adversarial(x, seconds, seed, rate, critic_loss, generator_loss, CRITIC_STEPS)
+
+
+def non_saturating(x, seconds, seed, rate=2e-3):
+    """Goodfellow et al. 2014, with R1 (Mescheder et al. 2018)."""
+
+    def critic_loss(critic, real, made):
+        values, slopes = _values_and_slopes(critic, real)
+        loss = tf.reduce_mean(tf.nn.softplus(-values)) + tf.reduce_mean(
+            tf.nn.softplus(critic(made))
+        )
+        return loss + 0.5 * R1 * tf.reduce_mean(tf.reduce_sum(slopes**2, axis=1))
+
+    def generator_loss(values):
+        return tf.reduce_mean(tf.nn.softplus(-values))
+
+    return _adversarial(x, seconds, seed, rate, critic_loss, generator_loss, critic_steps=1)
 
 
 def _velocity(shape, width):
@@ -155,4 +190,8 @@ def flow_matching(x, seconds, seed, rate=2e-3):
     return sample, took, {"network": net.count_params()}
 
 
-METHODS = {"wgan_gp": wgan_gp, "flow_matching": flow_matching}
+METHODS = {
+    "wgan_gp": wgan_gp,
+    "non_saturating": non_saturating,
+    "flow_matching": flow_matching,
+}

@@ -63,9 +63,9 @@ def table_density(
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
     dde = DDE(network, noise, GaussianBase(n), normalization, antithetic=True, seed=seed)
     dde.adapt(x, weights)
-    x = x if weights is None else x[weights > 0]
-    if n <= min(width, len(x) // ROWS_PER_COLUMN):
-        dde.start_at_independent_components(x)
+    rows = len(x) if weights is None else np.count_nonzero(weights)
+    if n <= min(width, rows // ROWS_PER_COLUMN):
+        dde.start_at_independent_components(x, weights)
     return dde
 
 

@@ -345,3 +345,12 @@ def test_start_at_the_independent_components_of_what_the_network_sees(noise):
     assert scales.min() > 0.69 and scales.max() < 3.05
     with pytest.raises(ValueError, match="`x` must have shape"):
         dde.start_at_independent_components(x[:, :5])
+    # Rows of other components, which hardly count.
+    others = (rng.laplace(size=x.shape) * units).astype("float32")
+    both, weights = np.concatenate([others, x]), np.repeat([0.001, 1.0], len(x))
+    dde.start_at_independent_components(both, weights)
+    kernel = dde.network.get_weights()[0][:6]
+    cosines = np.abs(rotation.T @ kernel) / np.linalg.norm(kernel, axis=0)
+    assert cosines.max(axis=0).min() > 0.98
+    with pytest.raises(ValueError, match="`sample_weight` must have 20000 weights"):
+        dde.start_at_independent_components(x, weights)

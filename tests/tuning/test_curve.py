@@ -56,7 +56,8 @@ def kernels(train, noise):
     class Kernels(tfdde.DDE):
         def at(self, x, sigma):
             square = tf.reduce_sum(tf.square(x[:, None] - train), axis=-1)
-            logs = tf.reduce_logsumexp(-square / (2 * sigma**2), axis=1)
+            variance = tf.reshape(sigma**2, (-1, 1))
+            logs = tf.reduce_logsumexp(-square / (2 * variance), axis=1)
             return logs - n * tf.math.log(sigma) - np.log(m * (2 * np.pi) ** (n / 2))
 
     return Kernels(networks.residual_mlp(n, 4, 1, levels=True), noise, seed=0)

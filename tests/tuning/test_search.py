@@ -68,14 +68,14 @@ def test_likelihoods_are_those_of_the_exact_density_and_of_one_densitys_curve(
     log_density = best.log_density(held_out, normalized=True).numpy()
     assert log_density.mean() == pytest.approx(trials[0].score, abs=1e-4)
     assert 1 <= trials[0].metrics.get_best_value("trained") <= 12
-    again = tuner.refit(np.concatenate([x, three().sample(500, 3)]), epochs=12, verbose=0)
-    fresh = three().sample(4_000, 4)
-    values = again.log_density(fresh, normalized=True).numpy()
-    gap = (
-        exact(fresh, again.noise.sigma, again.normalization.variance.numpy() ** 0.5) - values.mean()
-    )
-    assert again.noise.sigma == best.noise.sigma and abs(gap) < 0.05 + 3 * error
-    if levels == "one":
+    if levels == "all":
+        again = tuner.refit(np.concatenate([x, three().sample(500, 3)]), epochs=12, verbose=0)
+        fresh = three().sample(4_000, 4)
+        values = again.log_density(fresh, normalized=True).numpy()
+        units = again.normalization.variance.numpy() ** 0.5
+        gap = exact(fresh, again.noise.sigma, units) - values.mean()
+        assert again.noise.sigma == best.noise.sigma and abs(gap) < 0.05 + 3 * error
+    else:
         # The other way: all levels in one density.
         hp = keras_tuner.HyperParameters()
         hp.Fixed("sigma", 0.2)
@@ -319,7 +319,7 @@ def test_few_rows_are_cross_validated(tmp_path):
     x = truth.sample(60, 1)
     densities = Densities(x, (0.3, 1.0), **SMALL)
     tuner = LikelihoodTuner(
-        random_oracle(1), densities, partition={"samples": 1_000}, folds=3, directory=tmp_path
+        random_oracle(1), densities, partition={"samples": 1_000}, folds=2, directory=tmp_path
     )
     tuner.search(x, epochs=4, verbose=0)
     trial = next(iter(tuner.oracle.trials.values()))
@@ -345,8 +345,8 @@ def test_few_rows_are_cross_validated(tmp_path):
 def test_curve_of_folds(rows):
     x = rows[0][:60]
     densities = Densities(x, 0.3, **SMALL)
-    curve, trained = densities.curve(x, 3, epochs=5, samples=500, verbose=0)
-    assert trained in (1, 2, 5)
+    curve, trained = densities.curve(x, 2, epochs=4, samples=500, verbose=0)
+    assert trained in (1, 2, 4)
     assert 0.3 <= curve.sigmas[curve.best] <= 8.0 and len(curve.partitions) == len(curve.sigmas)
     truth = np.array([exact(x, sigma, x.std(axis=0)) for sigma in curve.sigmas])
     assert (np.abs(truth - curve.log_likelihood) < 0.6 + 3 * curve.standard_error).all()

@@ -226,7 +226,7 @@ class DDE(Trainer):
         if isinstance(self.noise, LogUniform) and (message := too_low(self.noise, inside)):
             warnings.warn(message, UserWarning, stacklevel=3)
 
-    def start_at_independent_components(self, x: Any) -> None:
+    def start_at_independent_components(self, x: Any, sample_weight: Any = None) -> None:
         """Start the network's first layer at the independent components of the blurred data.
 
         It takes about a second and helps the more, the more columns a table has. Call it between
@@ -234,16 +234,24 @@ class DDE(Trainer):
 
         Args:
             x: array of shape (rows, n).
+            sample_weight: of the rows, shape (rows,), as for ``fit``: the components are those of
+                rows drawn in proportion to it.
 
         Raises:
-            ValueError: wrong shape, NaN or infinity, or the network is not a ``residual_mlp`` of
-                flat rows with at least n units.
+            ValueError: wrong shape, NaN or infinity, bad weights, or the network is not a
+                ``residual_mlp`` of flat rows with at least n units.
             ImportError: scikit-learn is not installed.
         """
         self.before_weights_change()
         rng = np.random.default_rng(self.seed)
         rows = check_rows(x, "x", self.data_shape)
-        rows = rows[rng.permutation(len(rows))[:COMPONENT_ROWS]]
+        weights = check_weights(sample_weight, len(rows))
+        if weights is None:
+            picked = rng.permutation(len(rows))[:COMPONENT_ROWS]
+        else:
+            shares = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+            picked = rng.choice(len(rows), min(len(rows), COMPONENT_ROWS), p=shares)
+        rows = rows[picked]
         sigma = self.noise.sigma
         noise = (sigma * rng.standard_normal(rows.shape)).astype(np.float32)
         blurred = self.inside(tf.constant(rows)) + noise
@@ -655,14 +663,14 @@ class DDE(Trainer):
 
     @cached_property
     def _log_density(self) -> Callable[..., tf.Tensor]:
-        return tf.function(self._in_data_units, reduce_retracing=True)
+        return tf.function(self._in_data_units, reduce_retracing=True, autograph=False)
 
     @cached_property
     def _score(self) -> Callable[..., tf.Tensor]:
         def score(x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
             return score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
 
-        return tf.function(score, reduce_retracing=True)
+        return tf.function(score, reduce_retracing=True, autograph=False)
 
     def _follow_base(self) -> None:
         """Trace all functions anew if the base has become a mixture, or a Gaussian, since."""
@@ -747,7 +755,7 @@ class DDE(Trainer):
     @cached_property
     def evaluator(self) -> Evaluator:
         """s(x, sigma) of rows as ``inside`` makes them, traced once for all estimates of log Z."""
-        return Evaluator(self.at, self.data_shape)
+        return Evaluator(self.at, self.data_shape, by_row=True)
 
     def log_partition(
         self,

@@ -421,7 +421,7 @@ class Generator(Trainer):
         condition = [tf.convert_to_tensor(column) for column in columns]
         return self._sample(tf.constant(n), tf.constant(seed, tf.int64), *condition)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _sample(self, n: tf.Tensor, seed: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
         return self.call(random.latents(self.latent_dim, n, seed), *condition)
 
@@ -442,7 +442,7 @@ class Generator(Trainer):
         columns = z, *to_conditions(conditions, self.condition_dim, z)
         return self._decode(*(tf.convert_to_tensor(column) for column in columns))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _decode(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         return self.call(z, condition)
 

@@ -387,6 +387,8 @@ class Trainer(keras.Model):
     def _loop(self, step: Callable, names: list[str]) -> Callable:
         """A function that makes the steps of one execution and returns the last step's logs."""
         strategy, repeats = self.distribute_strategy, self.steps_per_execution
+        # Only the loop below needs AutoGraph, which takes a good part of the time of a trace.
+        step = tf.autograph.experimental.do_not_convert(step)
 
         def on_batch(batch: Any) -> Any:
             outputs = strategy.run(step, args=(batch,))
@@ -410,7 +412,7 @@ class Trainer(keras.Model):
         if self.run_eagerly:
             return lambda iterator: [on_batch(next(iterator)) for _ in range(repeats)][-1]
         compiled = tf.function(on_iterator, reduce_retracing=True)
-        one = tf.function(on_batch, reduce_retracing=True)
+        one = tf.function(on_batch, reduce_retracing=True, autograph=False)
 
         def function(iterator: Any) -> Any:
             if isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator):
@@ -421,4 +423,5 @@ class Trainer(keras.Model):
 
     def maybe_jit(self, function: Callable) -> Callable:
         """Trace ``function``, which runs within one replica, with XLA if `compile` asked for it."""
-        return tf.function(function, jit_compile=bool(self.jit_compile), reduce_retracing=True)
+        jit = bool(self.jit_compile)
+        return tf.function(function, jit_compile=jit, reduce_retracing=True, autograph=False)

@@ -100,15 +100,18 @@ class Evaluator:
     Args:
         log_density: maps x (rows, *shape) and sigma () to s (rows,).
         shape: of one row.
+        by_row: whether ``log_density`` also takes a sigma for each row, (rows,).
     """
 
-    def __init__(self, log_density: LogDensity, shape: tuple[int, ...]):
-        self.shape = tuple(shape)
+    def __init__(self, log_density: LogDensity, shape: tuple[int, ...], by_row: bool = False):
+        self.shape, self._by_row = tuple(shape), by_row
         self.log_density = log_density
         rows = tf.TensorSpec((None, math.prod(shape)), tf.float32)
         self._moves: dict[tuple[Callable[..., tf.Tensor], int], Moves] = {}
         self._compiled = tf.function(
-            self.flat, input_signature=[rows, tf.TensorSpec((), "float32")]
+            self.flat,
+            input_signature=[rows, tf.TensorSpec((), "float32")],
+            autograph=False,
         )
 
     @classmethod
@@ -133,8 +136,20 @@ class Evaluator:
         return self._moves[path, groups]
 
     def flat(self, rows: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """s of flat rows (rows, n), as a tensor."""
-        return self.log_density(tf.reshape(rows, (-1, *self.shape)), sigma)
+        """s of flat rows (rows, n), as a tensor.
+
+        Args:
+            rows: (rows, n).
+            sigma: noise level, or those of equal parts of the rows, (parts,).
+        """
+        x = tf.reshape(rows, (-1, *self.shape))
+        if sigma.shape.rank == 0:
+            return self.log_density(x, sigma)
+        if self._by_row:
+            return self.log_density(x, tf.repeat(sigma, tf.shape(x)[0] // sigma.shape[0]))
+        levels = tf.unstack(sigma)
+        parts = zip(tf.split(x, len(levels)), levels, strict=True)
+        return tf.concat([self.log_density(*part) for part in parts], axis=0)
 
     def __call__(self, rows: np.ndarray, sigma: float) -> np.ndarray:
         level = tf.constant(sigma, tf.float32)

@@ -41,6 +41,7 @@ NEIGHBOURS = 4  # that a Gaussian around a row reaches
 SCALES = 2.0 ** np.arange(11)  # how many times as far as the rows the checks look
 SETS, POINTS, ROUNDS = 8, 1024, 4  # of importance sampling: the error is the spread of the sets
 CHAINS, CHAIN_SCALES, STEPS = 64, 2.0 ** np.arange(6), 20  # of annealing
+LEVELS = 13  # annealed at once, so about 5,000 chains
 SCALE_OF_CHAIN = np.repeat(CHAIN_SCALES, CHAINS)[:, None]
 
 
@@ -279,19 +280,19 @@ def from_pattern(evaluate: Evaluator, z: tf.Tensor, level: tuple[tf.Tensor, ...]
 
     Args:
         evaluate: s.
-        z: (chains, n), in units of their own.
-        level: share of s and sigma; centre and spread of the units; centres and widths of the
-            pattern that the chains start at, in float64.
+        z: chains of all levels, (levels * chains, n), in units of their own.
+        level: share of s; sigmas, (levels,); centre and spread of the units; centres and widths
+            of the pattern that the chains start at, in float64.
     """
-    share, sigma, centre, spread, centres, widths = level
-    inside = tf.cast(z, tf.float64) / SCALE_OF_CHAIN
+    share, sigmas, centre, spread, centres, widths = level
+    inside = tf.cast(z, tf.float64) / np.tile(SCALE_OF_CHAIN, (sigmas.shape[0], 1))
     square = tf.reduce_sum(tf.square(centres), axis=1) + tf.reduce_sum(
         tf.square(inside), axis=1, keepdims=True
     )
     square -= 2.0 * tf.matmul(inside, centres, transpose_b=True)
     logs = -z.shape[1] * tf.math.log(widths) - 0.5 * square / tf.square(widths)
     start = tf.cast(tf.reduce_logsumexp(logs, axis=1), tf.float32)
-    return share * evaluate.flat(centre + spread * z, sigma) + (1.0 - share) * start
+    return share * evaluate.flat(centre + spread * z, sigmas) + (1.0 - share) * start
 
 
 def annealing_from_outside(
@@ -314,37 +315,50 @@ def annealing_from_outside(
     """
     units = Units.of(rows, min(sigmas))
     z = (rows - units.centre) / units.spread
-    n, groups, least = z.shape[1], len(CHAIN_SCALES), min(sigmas) / units.spread.min()
+    least = min(sigmas) / units.spread.min()
     pattern = kernels(spread_out(z, FAR_CENTRES), least, neighbours=1)
-    starts = [pattern.magnified(0.0, scale) for scale in CHAIN_SCALES]
+    blocks = [sigmas[i : i + LEVELS] for i in range(0, len(sigmas), LEVELS)]
+    return [a for block in blocks for a in _anneal_all(evaluate, units, pattern, block, rng)]
+
+
+def _anneal_all(
+    evaluate: Evaluator,
+    units: Units,
+    pattern: Proposal,
+    sigmas: Sequence[float],
+    rng: np.random.Generator,
+) -> list[Annealing]:
+    """Anneal from a pattern to e^s at some levels, the chains of all levels at once."""
+    n, count, groups = len(units.centre), len(sigmas), len(CHAIN_SCALES)
     shares = np.linspace(0.0, 1.0, STEPS + 1) ** 4
-    chains = evaluate.moves_along(from_pattern, groups)
+    scale = np.tile(SCALE_OF_CHAIN, (count, 1))
+    chains = evaluate.moves_along(from_pattern, count * groups)
     where = *units, tf.constant(pattern.centres), tf.constant(pattern.widths)
-    widest = CHAIN_SCALES * np.median(pattern.widths)
+    widest = np.tile(CHAIN_SCALES * np.median(pattern.widths), count)
+    finest = np.repeat(np.asarray(sigmas) / units.spread.min(), groups)
+    finite = np.full(count, True)
 
-    def anneal_to(sigma: float) -> Annealing:
-        def increment(k: int, y: np.ndarray) -> np.ndarray:
-            s = units.log_density(evaluate, y, sigma)
-            if not (s < np.inf).all():
-                raise FloatingPointError
-            start = pattern.log_density(y / SCALE_OF_CHAIN) - n * np.log(SCALE_OF_CHAIN[:, 0])
-            return (shares[k + 1] - shares[k]) * (s - start)
+    def increment(k: int, y: np.ndarray) -> np.ndarray:
+        parts = zip(np.split(y, count), sigmas, strict=True)
+        s = np.concatenate([units.log_density(evaluate, part, sigma) for part, sigma in parts])
+        start = pattern.log_density(y / scale) - n * np.log(scale[:, 0])
+        fine = s < np.inf  # nor NaN
+        finite[:] &= fine.reshape(count, -1).all(axis=1)
+        return (shares[k + 1] - shares[k]) * np.where(fine, s - start, 0.0)
 
-        def move(k: int, y: np.ndarray, seed: int) -> np.ndarray:
-            # From the width of the start to that of the noise.
-            width = widest ** (1 - k / STEPS) * (sigma / units.spread.min()) ** (k / STEPS)
-            return chains(y, (shares[k + 1], sigma, *where), width, 2, seed)
+    def move(k: int, y: np.ndarray, seed: int) -> np.ndarray:
+        # From the width of the start to that of the noise.
+        width = widest ** (1 - k / STEPS) * finest ** (k / STEPS)
+        return chains(y, (shares[k + 1], np.asarray(sigmas), *where), width, 2, seed)
 
-        start = np.concatenate([s.points(rng.random((CHAINS, n + 1))) for s in starts])
-        increments = [partial(increment, k) for k in range(STEPS)]
-        moves = [partial(move, k) for k in range(STEPS)]
-        try:
-            log_z, _, y = anneal(increments, moves, start.astype(np.float32), groups, rng)
-        except FloatingPointError:
-            return Annealing(math.nan, rows[:0])
-        return Annealing(
-            float(logsumexp(log_z) - math.log(groups)),
-            units.centre + units.spread * y.astype(np.float64),
-        )
-
-    return [anneal_to(sigma) for sigma in sigmas]
+    starts = [pattern.magnified(0.0, scale) for scale in CHAIN_SCALES] * count
+    first = np.concatenate([s.points(rng.random((CHAINS, n + 1))) for s in starts])
+    increments = [partial(increment, k) for k in range(STEPS)]
+    moves = [partial(move, k) for k in range(STEPS)]
+    log_z, _, y = anneal(increments, moves, first.astype(np.float32), count * groups, rng)
+    values = logsumexp(log_z.reshape(count, groups), axis=1) - math.log(groups)
+    ends = np.split(units.centre + units.spread * y.astype(np.float64), count)
+    return [
+        Annealing(float(value), end) if fine else Annealing(math.nan, end[:0])
+        for value, end, fine in zip(values, ends, finite, strict=True)
+    ]

@@ -34,7 +34,7 @@ class Moves:
     def __init__(self, path: Path, groups: int = 1):
         self._path, self._groups = path, groups
         # A function of its own is traced once, although ``_moves`` calls it in two places.
-        self._value_and_score = tf.function(self._at, reduce_retracing=True)
+        self._value_and_score = tf.function(self._at, reduce_retracing=True, autograph=False)
         self._run = tf.function(self._moves, reduce_retracing=True)
 
     def __call__(

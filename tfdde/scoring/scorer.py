@@ -98,7 +98,8 @@ class Scorer:
         if self.condition_dim:
             specs["condition"] = tf.TensorSpec((None, self.condition_dim), tf.float32)
         function = tf.function(
-            lambda x, condition=None: {"log_density": verify.log_density(density, x, condition)}
+            lambda x, condition=None: {"log_density": verify.log_density(density, x, condition)},
+            autograph=False,
         )
         self._model, self._function = density, function.get_concrete_function(**specs)
         return density.normalized

@@ -100,4 +100,4 @@ def save_module(
 
 def traced(function: Callable, *signature: tf.TensorSpec) -> Any:
     """Trace ``function`` for inputs of these specs."""
-    return tf.function(function, input_signature=signature).get_concrete_function()
+    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()

@@ -28,7 +28,7 @@ class Fingerprint:
         """The hash as a hexadecimal string; inside a ``tf.function`` that of the trace's time."""
         if list(map(id, variables)) != list(map(id, self._variables)):
             self._variables = list(variables)
-            self._hash = tf.function(self._hashes).get_concrete_function()
+            self._hash = tf.function(self._hashes, autograph=False).get_concrete_function()
         with tf.init_scope():
             return self._hash().numpy().tobytes().hex()
 
