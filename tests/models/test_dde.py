@@ -346,7 +346,7 @@ def test_start_at_the_independent_components_of_what_the_network_sees(noise):
     with pytest.raises(ValueError, match="`x` must have shape"):
         dde.start_at_independent_components(x[:, :5])
     # Rows of other components, which hardly count.
-    others = (rng.laplace(size=x.shape) * units).astype("float32")
+    others = (rng.laplace(size=x.shape) * units + 5).astype("float32")
     both, weights = np.concatenate([others, x]), np.repeat([0.001, 1.0], len(x))
     dde.start_at_independent_components(both, weights)
     kernel = dde.network.get_weights()[0][:6]

@@ -23,6 +23,16 @@ def _order(rows: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(numbers, key, alg="philox")
 
 
+def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same dataset without the thread that tunes it, which has nothing to tune here.
+
+    At the end of ``fit`` TensorFlow waits for that thread, often for seconds.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
 def _resident(
     x: Any, conditions: Any, weights: Any = None
 ) -> tuple[int, Callable[[tf.Tensor], Any]]:
@@ -94,7 +104,7 @@ def stream(
     # The next epoch's order is computed while the last batches of this one are used.
     numbers = epochs.prefetch(1).rebatch(batch_size, drop_remainder=True)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return numbers.apply(endless).map(gather).prefetch(4)
+    return without_autotune(numbers.apply(endless).map(gather).prefetch(4))
 
 
 def epoch_batches(
@@ -137,4 +147,5 @@ def epoch_batches(
         return tf.data.Dataset.range(steps).map(batch)
 
     dataset = tf.data.Dataset.from_tensors(0).flat_map(batches)
-    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(4)
+    known = tf.data.experimental.assert_cardinality(steps)
+    return without_autotune(dataset.apply(known).prefetch(4))

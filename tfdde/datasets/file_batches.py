@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdde.datasets.batches import without_autotune
 from tfdde.datasets.readers import blocks
 from tfdde.datasets.readers.headers import Dialect, check_local
 from tfdde.utils.checks import check_integer
@@ -100,9 +101,8 @@ def stream_files(
         dataset = dataset.map(lambda both: (both[:, :n], both[:, n:]))
     # Without prefetching: a program would hang if it ended while another thread runs Python code.
     options = tf.data.Options()
-    options.autotune.enabled = False
     options.experimental_optimization.inject_prefetch = False
-    return dataset.with_options(options)
+    return without_autotune(dataset.with_options(options))
 
 
 def _buffers(

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdde.datasets.batches import without_autotune
 from tfdde.utils.checks import (
     check_conditions,
     check_pixels,
@@ -59,7 +60,8 @@ class Arrays(NamedTuple):
         """The rows in order, with what belongs to them."""
         with tf.device("CPU:0"):
             parts = tuple(array for array in self if array is not None)
-            return tf.data.Dataset.from_tensor_slices(parts).batch(batch_size).prefetch(4)
+            slices = tf.data.Dataset.from_tensor_slices(parts)
+            return without_autotune(slices.batch(batch_size).prefetch(4))
 
 
 class TrainingData:
