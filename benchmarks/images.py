@@ -42,8 +42,11 @@ NEIGHBOURS = 5_000  # rows of precision, recall, density, coverage
 TUNING_SEED = 100
 METHODS = ("tfdde", *peers_images.METHODS)
 DATASETS = {
-    "mnist": (datasets.load_mnist, 0.99),
-    "fashion_mnist": (datasets.load_fashion_mnist, 0.90),
+    "mnist": (datasets.load_mnist, {"least": 0.99}),
+    "fashion_mnist": (
+        datasets.load_fashion_mnist,
+        {"least": 0.90, "augmentation": mnist_digits.mirrored, "epochs": 12},
+    ),
 }
 
 
@@ -174,9 +177,9 @@ def main():
     if args.method == "compare":
         compare(args, more)
         return 0
-    load, accuracy = DATASETS[args.dataset]
+    load, training = DATASETS[args.dataset]
     data = load(args.data_dir)
-    classifier, accuracy = mnist_digits.classifier_of(data, args.classifier, accuracy)
+    classifier, accuracy = mnist_digits.classifier_of(data, args.classifier, **training)
     if args.split == "validation":
         scratch = tempfile.TemporaryDirectory()  # removed at the end
         args.data_dir = scratch.name

@@ -23,13 +23,22 @@ EPOCHS = 6
 SURE = 0.9
 
 
-def train_classifier(data):
+def shifted():
+    return keras.layers.RandomTranslation(0.07, 0.07, fill_mode="constant")
+
+
+def mirrored():
+    """Clothes look the same in a mirror, and lie in the middle of their images."""
+    return keras.layers.RandomFlip("horizontal")
+
+
+def train_classifier(data, augmentation, epochs):
     """Train a small convolutional network; return it with its test accuracy."""
     layers = keras.layers
     model = keras.Sequential(
         [
             keras.Input(data.x_train.shape[1:]),
-            layers.RandomTranslation(0.07, 0.07, fill_mode="constant"),
+            augmentation,
             layers.Conv2D(32, 3, activation="relu"),
             layers.MaxPooling2D(),
             layers.Conv2D(64, 3, activation="relu"),
@@ -41,24 +50,24 @@ def train_classifier(data):
             layers.Dense(10),
         ]
     )
-    steps = EPOCHS * -(-len(data.x_train) // 128)
+    steps = epochs * -(-len(data.x_train) // 128)
     model.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(data.x_train, data.y_train, batch_size=128, epochs=EPOCHS, verbose=2)
+    model.fit(data.x_train, data.y_train, batch_size=128, epochs=epochs, verbose=2)
     return model, model.evaluate(data.x_test, data.y_test, verbose=0)[1]
 
 
-def classifier_of(data, path=None, least=0.99):
+def classifier_of(data, path=None, least=0.99, augmentation=shifted, epochs=EPOCHS):
     """Return the classifier kept at ``path``, or a new one, and its test accuracy >= ``least``."""
     if path and path.exists():
         classifier = keras.saving.load_model(path)
         accuracy = classifier.evaluate(data.x_test, data.y_test, verbose=0)[1]
     else:
         keras.utils.set_random_seed(0)
-        classifier, accuracy = train_classifier(data)
+        classifier, accuracy = train_classifier(data, augmentation(), epochs)
         if path:
             classifier.save(path)
     if accuracy < least:

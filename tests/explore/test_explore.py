@@ -15,6 +15,7 @@ import pytest
 
 import tfdde
 from tfdde import networks
+from tfdde.datasets.readers import headers
 from tfdde.explore import __main__ as command
 from tfdde.explore import page as page_module
 from tfdde.explore import write_page
@@ -133,27 +134,75 @@ def check_page(page, rows, width, got):
         assert got["rows"] == 11
 
 
-@pytest.mark.skipif(not (NODE and Path(MODULES, "papaparse").is_dir()), reason="needs PapaParse")
-def test_lines_are_read_as_by_python():
-    tests, static = Path(__file__).parents[1], Path(page_module.__file__).parent / "static"
-    cases = json.loads((tests / "datasets/readers/csv_cases.json").read_text())
-    program = """
-        const { createRequire } = await import("node:module");
-        globalThis.Papa = createRequire(`${process.argv[1]}/`)("papaparse");
+def in_node(expression, *arguments):
+    """The value of a JavaScript expression, with table.js's ``parse`` and ``order``, as JSON."""
+    if not (NODE and Path(MODULES, "papaparse").is_dir()):
+        pytest.skip("needs PapaParse")
+    program = f"""
+        const {{ createRequire }} = await import("node:module");
+        globalThis.Papa = createRequire(`${{process.argv[1]}}/`)("papaparse");
         const text = await (await import("node:fs")).promises.readFile(process.argv[2], "utf8");
-        const { parse } = await import("data:text/javascript," + encodeURIComponent(text));
-        const { rows, lines, bad } = parse(process.argv[3], 3);
-        console.log(JSON.stringify({ rows: [...rows], lines, bad }));
+        const {{ parse, order }} = await import("data:text/javascript," + encodeURIComponent(text));
+        const given = process.argv.slice(3).map(JSON.parse);
+        console.log(JSON.stringify({expression}));
     """
-    text = "\n".join(["a,b,c", *cases])
-    command = [NODE, "--input-type=module", "-e", program, MODULES, static / "table.js", text]
+    static = Path(page_module.__file__).parent / "static"
+    command = [NODE, "--input-type=module", "-e", program, MODULES, static / "table.js"]
+    command += [json.dumps(argument) for argument in arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    got = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def parsed(text, width, columns=None):
+    rows = "(({ rows, lines, bad }) => ({ rows: [...rows], lines, bad }))(parse(...given))"
+    got = in_node(rows.replace("given", "given.map((v) => v ?? undefined)"), text, width, columns)
+    return np.reshape(got["rows"], (-1, width)), got["lines"], got["bad"]
+
+
+def test_lines_are_read_as_by_python():
+    cases = json.loads((Path(__file__).parents[1] / "datasets/readers/csv_cases.json").read_text())
+    rows, lines, bad = parsed("\n".join(["a,b,c", *cases]), 3)
     good = [i for i, row in enumerate(cases.values()) if row is not None]
-    assert got["lines"] == [i + 2 for i in good] and len(got["bad"]) == len(cases) - len(good)
+    assert lines == [i + 2 for i in good] and len(bad) == len(cases) - len(good)
     expected = [row for row in cases.values() if row is not None]
-    np.testing.assert_array_equal(np.reshape(got["rows"], (-1, 3)), np.float32(expected))
+    np.testing.assert_array_equal(rows, np.float32(expected))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["price", "weight", "age"],
+        ["age", "price", "weight"],
+        ["id", "weight", "price", "note", "age"],
+        ["price", "age"],
+        ["price", "weight", "age", "age"],
+        ["Price", "weight", "age"],
+    ],
+    ids=",".join,
+)
+def test_a_header_puts_the_columns_in_order_as_in_python(tmp_path, names):
+    columns = ["price", "weight", "age"]
+    path = tmp_path / "x.csv"
+    path.write_text(",".join(names) + "\n" + ",".join(map(str, range(len(names)))) + "\n")
+    rows, lines, bad = parsed(path.read_text(), 3, columns)
+    try:
+        chosen = headers.choose(names, columns, None, (), 3, 0, path)[0]
+    except ValueError:
+        assert not lines and bad[0].startswith("line 1: the header ")
+    else:
+        assert lines == [2] and not bad
+        np.testing.assert_array_equal(rows[0], [names.index(name) for name in chosen])
+
+
+def test_numbers_can_be_names_of_columns():
+    """Only where the model's columns say so; otherwise no row is lost."""
+    rows, lines, bad = parsed("2,1\n5,6\n", 2, ["1", "2"])
+    assert rows.tolist() == [[6, 5]] and lines == [2] and not bad
+    rows, lines, _ = parsed("2,1\n5,6\n", 2, ["a", "b"])
+    assert rows.tolist() == [[2, 1], [5, 6]] and lines == [1, 2]
+    rows, lines, _ = parsed("\ufeffb,a\n5,6\n", 2, ["a", "b"])  # as spreadsheets write UTF-8
+    assert rows.tolist() == [[6, 5]] and lines == [2]
 
 
 def test_bad_input_is_one_sentence(tmp_path, capsys):

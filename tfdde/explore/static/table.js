@@ -5,26 +5,57 @@ function number(cell) {
 }
 
 /**
- * The rows of a CSV text. A first line without numbers is the header. PapaParse splits the cells.
+ * Where a header has the columns of the model, or null if the line is no header. Without names of
+ * columns, a line without numbers is one.
+ * A header that has not each column once is an Error, as in Python.
+ */
+export function order(cells, columns) {
+  const names = cells.map((cell) => cell.trim());
+  const missing = (columns ?? []).filter((name) => !names.includes(name));
+  const isHeader = cells.map(number).every(Number.isNaN) || (columns && !missing.length);
+  if (!isHeader) return null;
+  if (!columns) return names.map((_, i) => i);
+  if (missing.length) throw new Error(`the header lacks ${missing.join(", ")}`);
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) throw new Error(`the header has ${twice} twice`);
+  return columns.map((name) => names.indexOf(name));
+}
+
+/**
+ * The rows of a CSV text, with the columns in the model's order: those of the header if there is
+ * one and the model's columns have names. PapaParse splits the cells.
  * Returns the rows as one flat array, their line numbers, and a sentence for each bad line.
  */
-export function parse(text, width) {
-  const rows = [], lines = [], bad = [];
-  text.split(/\r?\n/).forEach((line, i) => {
-    if (!line.trim()) return;
+export function parse(text, width, columns) {
+  const rows = [], lines = [], bad = [], content = text.replace(/^\uFEFF/, "").split(/\r?\n/);
+  let places = [...Array(width).keys()], expected = width;
+  for (const [i, line] of content.entries()) {
+    if (!line.trim()) continue;
     // Line by line, so that an open quote spoils its own line only.
     const { data: [cells], errors } = Papa.parse(line, { delimiter: ",", newline: "\n" });
-    const numbers = cells.map(number);
-    if (i === 0 && numbers.every(Number.isNaN)) return;
+    if (i === 0) {
+      let found;
+      try {
+        found = order(cells, columns);
+      } catch (error) {
+        return { rows: new Float32Array(0), lines, bad: [`line 1: ${error.message}`] };
+      }
+      if (found) {
+        if (columns) [places, expected] = [found, cells.length];
+        continue;
+      }
+    }
+    const numbers = places.map((place) => number(cells[place] ?? ""));
     if (errors.length) bad.push(`line ${i + 1}: ${errors[0].message}`);
-    else if (cells.length !== width) bad.push(`line ${i + 1}: ${cells.length} cells, not ${width}`);
-    else if (!numbers.every((v) => Number.isFinite(Math.fround(v)))) {
+    else if (cells.length !== expected) {
+      bad.push(`line ${i + 1}: ${cells.length} cells, not ${expected}`);
+    } else if (!numbers.every((v) => Number.isFinite(Math.fround(v)))) {
       bad.push(`line ${i + 1}: not all cells are finite numbers`);
     } else {
       rows.push(...numbers);
       lines.push(i + 1);
     }
-  });
+  }
   return { rows: Float32Array.from(rows), lines, bad };
 }
 
@@ -38,14 +69,14 @@ export async function show(model, view, say) {
   const find = (id) => view.querySelector(`#${id}`);
   async function read(file) {
     if (!file) return;
-    const { rows, lines, bad } = parse(await file.text(), model.width);
+    const { rows, lines, bad } = parse(await file.text(), model.width, model.facts.columns);
     const entries = bad.slice(0, 20).map((text) => {
       const item = document.createElement("li");
       item.textContent = text;
       return item;
     });
     find("bad").replaceChildren(...entries);
-    if (!lines.length) return say(`${file.name} has no row of ${model.width} finite numbers.`, true);
+    if (!lines.length) return say(`${file.name} has no row of ${model.width} finite numbers${bad.length ? `; ${bad[0]}` : ""}.`, true);
     const scores = (await model.logDensity(rows)).map((v) => -v);
     const sum = scores.reduce((a, b) => a + b, 0);
     const low = scores.reduce((a, b) => Math.min(a, b)), high = scores.reduce((a, b) => Math.max(a, b));
@@ -74,6 +105,6 @@ export async function show(model, view, say) {
   view.addEventListener("dragover", (event) => event.preventDefault());
   view.addEventListener("drop", (event) => { event.preventDefault(); return read(event.dataTransfer.files[0]); });
   const columns = model.facts.columns;
-  say(columns ? `Choose a CSV with the columns ${columns.join(", ")}, in this order.`
+  say(columns ? `Choose a CSV with the columns ${columns.join(", ")}, in any order if a header names them.`
     : `Choose a CSV with ${model.width} columns of numbers.`);
 }
