@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 import tfdde
 from tfdde import networks, serving
 from tfdde.serving import metadata
-from tfdde.serving.tflite_random import counter_normal
+from tfdde.serving.counter_sampler import counter_normal
 
 
 def rows(n, dim):

@@ -20,7 +20,7 @@ import tfdde
 from tfdde import networks, serving
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.serving import metadata
-from tfdde.serving.tflite_random import counter_normal
+from tfdde.serving.counter_sampler import counter_normal
 
 ROOT = Path(__file__).parents[2]
 IMAGE = (28, 28, 1)

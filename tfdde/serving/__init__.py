@@ -1,11 +1,11 @@
-"""Export of a trained density and its generator, to SavedModel and TFLite.
+"""Export of a trained density and its generator, to SavedModel, TFLite and ONNX.
 
-Both artifacts have the same named signatures. Each takes any number of rows, including none:
+All artifacts have the same named signatures. Each takes any number of rows, including none:
 
     log_density   x float32[rows, *shape] -> log_density float32[rows]
     score         x float32[rows, *shape] -> score float32[rows, *shape]
     decode        z float32[rows, latent_dim] -> x float32[rows, *shape]
-    sample        num int32[], seed int64[] (TFLite: int32[]) -> x float32[num, *shape]
+    sample        num int32[], seed int64[] (TFLite, ONNX: int32[]) -> x float32[num, *shape]
     sample_rows   seed int64[rows] -> x float32[rows, *shape]   (SavedModel only)
 
 ``decode``, ``sample`` and ``sample_rows`` need a generator.  ``sample_rows`` takes one seed for
@@ -23,6 +23,7 @@ An artifact is first written under a temporary name, loaded again and compared w
 takes its place only if it agrees.  ``metadata.json`` and ``model_card.md`` describe it.
 """
 
+from tfdde.serving.onnx import export_onnx
 from tfdde.serving.run_models import export_run, load_run
 from tfdde.serving.savedmodel import export_savedmodel
 from tfdde.serving.signatures import BOUND
@@ -33,6 +34,7 @@ __all__ = [
     "BOUND",
     "FLOAT16_BOUND",
     "ExportError",
+    "export_onnx",
     "export_run",
     "export_savedmodel",
     "export_tflite",

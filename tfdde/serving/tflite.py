@@ -6,18 +6,16 @@ import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.serving import metadata
-from tfdde.serving.signatures import BOUND, Sampler, save_module, signatures
-from tfdde.serving.tflite_random import counter_normal
+from tfdde.serving.counter_sampler import counter_sampler
+from tfdde.serving.signatures import BOUND, save_module, signatures
 from tfdde.serving.verify import Errors, ExportError, verify
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import atomic
@@ -68,21 +66,8 @@ def export_tflite(
     path = Path(path)
     bound = FLOAT16_BOUND if float16 else BOUND
 
-    def latent(dim: int, *inputs: tf.Tensor) -> tf.Tensor:
-        num, seed = inputs if batch_size is None else (tf.constant(batch_size), *inputs)
-        return counter_normal(num, dim, seed)
-
-    num = [] if batch_size else [tf.TensorSpec((), tf.int32, name="num")]
-    seed = tf.TensorSpec((), tf.int32, name="seed")
-    samplers: dict[str, Sampler] = {"sample": (latent, [*num, seed])}
-    functions = signatures(density, generator, samplers, batch_size)
-
-    def drawn(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], Any]]:
-        assert generator is not None
-        inputs = {"num": np.int32(count), "seed": np.int32(seed)}
-        z = counter_normal(tf.constant(count), generator.latent_dim, tf.constant(seed))
-        yield "sample", {spec.name: inputs[spec.name] for spec in samplers["sample"][1]}, z
-
+    sampler, drawn = counter_sampler(generator, batch_size)
+    functions = signatures(density, generator, {"sample": sampler}, batch_size)
     content = _convert(functions, density, generator, float16)
     with atomic(path) as temporary:
         temporary.write_bytes(content)

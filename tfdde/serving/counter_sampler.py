@@ -1,11 +1,44 @@
-"""Normal random numbers from a seed, made of operations that TFLite has."""
+"""The signature `sample` of TFLite and ONNX files, which lack the generator that Keras uses."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tfdde.models.generator import Generator
+from tfdde.serving.signatures import Sampler
+
+Draws = Callable[[int, int], Iterator[tuple[str, dict[str, Any], tf.Tensor]]]
+
+
+def counter_sampler(
+    generator: Generator | None, batch_size: int | None = None
+) -> tuple[Sampler, Draws]:
+    """Return `sample`, whose latents are those of ``counter_normal``, and its draws for ``verify``.
+
+    Args:
+        generator: whose latents are drawn; without one there are no draws.
+        batch_size: rows of every call; then there is no input ``num``.
+    """
+
+    def latent(dim: int, *inputs: tf.Tensor) -> tf.Tensor:
+        num, seed = inputs if batch_size is None else (tf.constant(batch_size), *inputs)
+        return counter_normal(num, dim, seed)
+
+    num = [] if batch_size else [tf.TensorSpec((), tf.int32, name="num")]
+    specs = [*num, tf.TensorSpec((), tf.int32, name="seed")]
+
+    def drawn(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], tf.Tensor]]:
+        assert generator is not None
+        inputs = {"num": np.int32(count), "seed": np.int32(seed)}
+        z = counter_normal(tf.constant(count), generator.latent_dim, tf.constant(seed))
+        yield "sample", {spec.name: inputs[spec.name] for spec in specs}, z
+
+    return (latent, specs), drawn
 
 
 def counter_normal(num: tf.Tensor, dim: int, seed: tf.Tensor) -> tf.Tensor:
@@ -25,7 +58,7 @@ def counter_normal(num: tf.Tensor, dim: int, seed: tf.Tensor) -> tf.Tensor:
         float32 tensor, shape (num, dim).
 
     Example:
-        >>> from tfdde.serving.tflite_random import counter_normal
+        >>> from tfdde.serving.counter_sampler import counter_normal
         >>> z = counter_normal(tf.constant(10_000), 3, tf.constant(7))
         >>> z.shape.as_list(), bool(abs(tf.reduce_mean(z)) < 0.03)
         ([10000, 3], True)
