@@ -215,14 +215,27 @@ def main():
 
 
 def table(rows):
-    """Return the rows as a Markdown table."""
-    names = ("frechet", "precision", "recall", "density", "coverage")
-    lines = ["| | " + " | ".join(names) + " | least digit % | sure % | samples/s |"]
-    lines += ["|---" * (len(names) + 4) + "|"]
+    """Markdown: means over seeds with the standard errors of these means; of one seed its own."""
+    methods = {}
     for row in rows:
-        cells = [f"{row[n][0]:.3g} ± {row[n][1]:.1g}" for n in names]
-        cells += [f"{min(row['digit_percent']):.1f}", f"{row['sure_percent']:.0f}"]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['samples_per_second']} |")
+        name = row["name"].rpartition(", seed ")[0]
+        methods.setdefault(name, []).append(row)
+    measures = ("frechet", "precision", "recall", "density", "coverage")
+    lines = ["| | seeds | " + " | ".join(measures) + " | least digit % | sure % | samples/s |"]
+    lines += ["|---" * (len(measures) + 5) + "|"]
+
+    def mean(values, error=None):
+        if len(values) > 1:
+            error = np.std(values, ddof=1) / np.sqrt(len(values))
+        text = f"{np.mean(values):.3g}"
+        return text if error is None else f"{text} ± {error:.1g}"
+
+    for name, runs in methods.items():
+        cells = [mean([r[m][0] for r in runs], runs[0][m][1]) for m in measures]
+        cells.append(mean([min(r["digit_percent"]) for r in runs]))
+        cells.append(mean([r["sure_percent"] for r in runs]))
+        cells.append(f"{np.median([r['samples_per_second'] for r in runs]):.0f}")
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

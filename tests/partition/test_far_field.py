@@ -103,6 +103,32 @@ def test_annealing_is_unbiased():
     assert abs(z.mean() - 1) < 4 * z.std() / math.sqrt(20) < 0.3
 
 
+def test_levels_are_annealed_together_as_one_by_one():
+    """Also where one of them is not finite, which does not spoil the others."""
+
+    def s(x, sigma):
+        v = tf.reshape(1 + sigma**2, (-1, 1))
+        value = tf.reduce_sum(-0.5 * x**2 / v - 0.5 * tf.math.log(2 * math.pi * v), 1)
+        return tf.where(sigma < 0.5, value, np.nan)
+
+    rows = np.random.default_rng(0).standard_normal((2_000, 4))
+    sigmas = [0.2, 0.4, 0.8, *np.linspace(0.2, 0.45, 12)]  # more than fit into one block
+    results = [
+        annealing_from_outside(
+            Evaluator(s, (4,), by_row=by_row), rows, sigmas, np.random.default_rng(1)
+        )
+        for by_row in (True, False)
+    ]
+    for together, apart, sigma in zip(*results, sigmas, strict=True):
+        if sigma == 0.8:
+            assert math.isnan(together.value) and math.isnan(apart.value)
+            assert len(together.ends) == 0
+            continue
+        assert together.value == pytest.approx(apart.value, abs=1e-3)
+        assert abs(together.value) < 0.5  # log Z is 0
+        np.testing.assert_allclose(np.std(together.ends), math.hypot(1, sigma), rtol=0.2)
+
+
 @pytest.mark.parametrize("n, seeds", [(2, 5), (8, 3), (21, 2)])
 def test_exact_mixtures_stay_trusted(n, seeds):
     for seed in range(seeds):
