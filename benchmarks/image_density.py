@@ -1,7 +1,7 @@
 """log Z and held-out log-likelihood of images, beside a flow and a mixture at equal time.
 
-    python benchmarks/image_density.py digits --seeds 0 1 2
-    python benchmarks/image_density.py digits --seeds 100 --rates 5e-4 1e-3 2e-3
+    PYTHONPATH=train python benchmarks/image_density.py digits --seeds 0 1 2
+    PYTHONPATH=train python benchmarks/image_density.py digits --seeds 100 --rates 5e-4 1e-3 2e-3
     python benchmarks/image_density.py table
 
 tfdde's density of all noise levels trains as `train/mnist.py` trains it; its log Z is found by
