@@ -242,6 +242,13 @@ def test_unscaled_pixels():
         with pytest.raises(ValueError, match=r"scaled to \[0, 1\], got values in \[255, 255\]"):
             method(images)
     dde.log_density(images / 255 + 0.5, normalized=False)  # noise may leave [0, 1]
+    levels = networks.dense_block((4, 4, 1), 8, 1, levels=True)
+    dde = tfdde.DDE(levels, tfdde.LogUniform(0.1, 2.0))
+    noisy = images / 255 + 8.0  # 4 deviations at sigma = 2, and 80 at 0.1
+    dde.log_density(noisy, 2.0, normalized=False), dde.score(noisy, 2.0)
+    for method in (dde.log_density, dde.score):
+        with pytest.raises(ValueError, match=r"scaled to \[0, 1\], got values in \[9, 9\]"):
+            method(noisy)
 
 
 @pytest.mark.parametrize(

@@ -590,7 +590,8 @@ class DDE(Trainer):
                 not trained, or no trusted log Z where one was asked for; conditions for a
                 density that takes none, or none for one that does.
         """
-        columns, level = self._columns(x, conditions), self._level(sigma)
+        level = self._level(sigma)
+        columns = self._columns(x, conditions, level)
         log_z, place = None, ""
         if normalized is not False:
             log_z, place = self._trusted_log_z(level, *columns[1:])
@@ -615,9 +616,9 @@ class DDE(Trainer):
         Returns:
             float32 tensor, shape of ``x``.
         """
-        level = tf.constant(self._level(sigma), tf.float32)
-        columns = self._columns(x, conditions)
-        return in_chunks(lambda x, *c: self._score(x, level, *c), columns)
+        level = self._level(sigma)
+        columns, tensor = self._columns(x, conditions, level), tf.constant(level, tf.float32)
+        return in_chunks(lambda x, *c: self._score(x, tensor, *c), columns)
 
     def anomaly_score(self, x: Any, *, conditions: Any = None) -> tf.Tensor:
         """Minus the log-density: the higher, the more anomalous the row.
@@ -652,13 +653,17 @@ class DDE(Trainer):
         scores = self.anomaly_score(x, conditions=conditions).numpy()
         return float(np.quantile(scores, 1.0 - contamination))
 
-    def _columns(self, x: Any, conditions: Any) -> list[Any]:
-        """The rows and, if there are any, their conditions: checked arrays, or tensors."""
+    def _columns(self, x: Any, conditions: Any, level: float) -> list[Any]:
+        """The rows and, if there are any, their conditions: checked arrays, or tensors.
+
+        Pixels may have the noise of ``level``.
+        """
         self._follow_base()
         rows = to_rows(x, "x", self.data_shape)
         values_known = not tf.is_tensor(x) or tf.executing_eagerly()
         if values_known and len(self.data_shape) == 3:
-            check_pixels(np.asarray(rows), "x", margin=10 * self.noise.sigma)
+            margin = 10 * max(level, self.noise.sigma)
+            check_pixels(np.asarray(rows), "x", margin=margin)
         return [rows, *to_conditions(conditions, self.condition_dim, rows)]
 
     @cached_property
