@@ -177,7 +177,8 @@ def measure(args, seed):
         if density:
             start = time.time()
             settings = {"sigma": sigma, "seed": seed}
-            ladder = density.log_partition(data.x_train, samples=2_000, **settings)
+            sizes = {"samples": mnist.SAMPLES, "moves": mnist.MOVES}
+            ladder = density.log_partition(data.x_train, **sizes, **settings)
             budget = trained + time.time() - start
             start = time.time()
             annealed = density.log_partition(data.x_train, "annealed", **settings)

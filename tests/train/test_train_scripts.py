@@ -146,6 +146,7 @@ def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
     monkeypatch.delenv("TFDDE_DATA_DIR", raising=False)
     monkeypatch.setattr("tfdde.datasets.images._from_tfds", nowhere)
     monkeypatch.setattr(mnist, "SAMPLES", 400)
+    monkeypatch.setattr(mnist, "MOVES", 5)
     args = ["--width=16", "--depth=1", "--no-jit", "--steps=100", "--generator-steps=6"]
     assert mnist.main([*args, f"--output={folder}"] + ["--dataset=digits"] * asked) == 0
     out = capsys.readouterr().out
