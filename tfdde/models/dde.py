@@ -37,6 +37,7 @@ from tfdde.noise import Constant, Decay, LogUniform, Noise, check_level
 from tfdde.partition.estimate import estimate, estimate_by_condition, too_low
 from tfdde.partition.evaluator import CHUNK, Evaluator, LogDensity
 from tfdde.partition.result import LogPartition, LogPartitions
+from tfdde.partition.rows import RowDraws
 from tfdde.utils import random
 from tfdde.utils.checks import (
     check_conditions,
@@ -246,12 +247,8 @@ class DDE(Trainer):
         rng = np.random.default_rng(self.seed)
         rows = check_rows(x, "x", self.data_shape)
         weights = check_weights(sample_weight, len(rows))
-        if weights is None:
-            picked = rng.permutation(len(rows))[:COMPONENT_ROWS]
-        else:
-            shares = weights.astype(np.float64) / weights.sum(dtype=np.float64)
-            picked = rng.choice(len(rows), min(len(rows), COMPONENT_ROWS), p=shares)
-        rows = rows[picked]
+        draws = RowDraws(len(rows), None if weights is None else weights.astype(np.float64))
+        rows = rows[draws.take(min(len(rows), COMPONENT_ROWS), rng)]
         sigma = self.noise.sigma
         noise = (sigma * rng.standard_normal(rows.shape)).astype(np.float32)
         blurred = self.inside(tf.constant(rows)) + noise
