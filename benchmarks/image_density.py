@@ -26,8 +26,7 @@ import record
 import tensorflow as tf
 from sklearn.mixture import GaussianMixture
 
-import tfdde
-from tfdde import datasets, recipes
+from tfdde import datasets
 from tfdde.utils.statistics import mean_and_error
 
 SIGMAS = (0.1, 0.25, 0.5)
@@ -42,22 +41,9 @@ def noisy(x, sigma, seed):
 
 def train_density(x, seed):
     """The density of the preset `digits` of train/mnist.py, without the generator."""
-    args = mnist.parse(["--dataset=digits"])
+    args = mnist.parse(["--dataset=digits", f"--seed={seed}"])
     keras.utils.set_random_seed(seed)
-    noise = tfdde.LogUniform(args.sigma, args.sigma_max)
-    density, _ = recipes.image_models(
-        x,
-        noise,
-        kind=args.networks,
-        width=args.width,
-        depth=args.depth,
-        ratio=args.ratio,
-        forward=args.forward,
-        seed=seed,
-    )
-    cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
-    adam = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
-    density.compile(adam, jit_compile=True)
+    density, _ = mnist.build(args, x)
     batches = datasets.stream(x, args.batch_size // 2, seed)
     density.fit(batches, steps_per_epoch=args.steps, verbose=2)
     return density

@@ -139,14 +139,43 @@ def load(argv, dataset):
     except FileNotFoundError:
         if args.dataset != "mnist" or args.data_dir:
             raise
-    args = parse([*(sys.argv[1:] if argv is None else argv), "--dataset=digits"])
     print(
         "MNIST is neither given (--data-dir), prepared nor reachable: training on scikit-learn's "
         "1,797 digits of 8 x 8 pixels instead.",
         flush=True,
     )
-    with command_line.user_errors():  # scikit-learn may be missing
-        return args, LOADERS["digits"](None)
+    return load([*(sys.argv[1:] if argv is None else argv), "--dataset=digits"], dataset)
+
+
+def build(args, x):
+    """The density and the generator, ready to be trained on the images ``x``."""
+    many = args.sigma_max > args.sigma
+    noise = tfdde.LogUniform(args.sigma, args.sigma_max) if many else tfdde.Constant(args.sigma)
+    density, generator = recipes.image_models(
+        x,
+        noise,
+        kind=args.networks,
+        width=args.width,
+        depth=args.depth,
+        activation=ACTIVATIONS[args.activation],
+        latent_dim=args.latent_dim,
+        dde_steps=args.dde_steps,
+        ratio=args.ratio,
+        forward=args.forward,
+        level_power=LEVEL_POWERS[args.ratio],
+        seed=args.seed,
+    )
+    cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
+    # The weights are averaged over about 100 steps.
+    averaging = {"use_ema": True, "ema_momentum": 0.99}
+    density.compile(keras.optimizers.Adam(cosine, **averaging), jit_compile=args.jit)
+    steps = args.generator_steps
+    generator.compile(
+        recipes.adam(args.generator_learning_rate, steps, **averaging),
+        dde_optimizer=recipes.adam(args.dde_learning_rate, steps * args.dde_steps),
+        jit_compile=args.jit,
+    )
+    return density, generator
 
 
 def held_out(args, density, data, run):
@@ -183,33 +212,9 @@ def main(argv=None, dataset=None):
     run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)
     keras.utils.set_random_seed(args.seed)
 
-    many = args.sigma_max > args.sigma
-    noise = tfdde.LogUniform(args.sigma, args.sigma_max) if many else tfdde.Constant(args.sigma)
     with strategy.scope():
-        density, generator = recipes.image_models(
-            x,
-            noise,
-            kind=args.networks,
-            width=args.width,
-            depth=args.depth,
-            activation=ACTIVATIONS[args.activation],
-            latent_dim=args.latent_dim,
-            dde_steps=args.dde_steps,
-            ratio=args.ratio,
-            forward=args.forward,
-            level_power=LEVEL_POWERS[args.ratio],
-            seed=args.seed,
-        )
-        cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
-        # The weights are averaged over about 100 steps.
-        averaging = {"use_ema": True, "ema_momentum": 0.99}
-        density.compile(keras.optimizers.Adam(cosine, **averaging), jit_compile=args.jit)
-        steps = args.generator_steps
-        generator.compile(
-            recipes.adam(args.generator_learning_rate, steps, **averaging),
-            dde_optimizer=recipes.adam(args.dde_learning_rate, steps * args.dde_steps),
-            jit_compile=args.jit,
-        )
+        density, generator = build(args, x)
+    steps = args.generator_steps
 
     def batches(start):
         return datasets.stream(x, max(1, args.batch_size // 2), args.seed, start)
