@@ -103,6 +103,31 @@ def test_ladder_with_moves_corrects_a_wrong_density():
     assert abs(moved.value - LOG_Z) < 0.1
 
 
+@pytest.mark.parametrize("moves", [1, 2, 4, 8, 16])
+def test_ladder_doubts_samples_that_have_not_reached_the_density(moves):
+    """In 16 columns the rows are wider than s, so that few moves leave log Z too low or high."""
+    n = 16
+    s_of = Mixture(np.zeros((1, n)), [1.0], [1.0])
+    data = Mixture(np.full((1, n), 0.3), [1.5], [1.0]).sample(4_000, seed=1)
+    levels = ladder_levels(0.3, 8.0, n)
+    moved = ladder(exact(s_of), data, levels, 2_000, moves=moves)[0]
+    right = moved.lower <= LOG_Z <= moved.upper
+    assert right or (not moved.trusted and "need more moves" in moved.doubt)
+    if moves == 1:
+        assert moved.doubt
+    if moves == 16:
+        assert moved.trusted and abs(moved.value - LOG_Z) < 0.15
+
+
+def test_ladder_trusts_samples_that_were_there_from_the_start():
+    mixture = Mixture(np.eye(3, 8), [0.5, 1, 2], [1, 2, 3])
+    levels = ladder_levels(0.1, 8.0, 8)
+    still = ladder(exact(mixture), mixture.sample(5_000, seed=1), levels, 3_000)[0]
+    moved = ladder(exact(mixture), mixture.sample(5_000, seed=1), levels, 3_000, moves=4)[0]
+    assert moved.trusted and moved.lower <= LOG_Z <= moved.upper
+    assert moved.standard_error < 2.5 * still.standard_error
+
+
 def test_importance_of_a_gaussian_and_of_what_is_none():
     rng = np.random.default_rng(0)
     mix = rng.standard_normal((8, 8))

@@ -55,11 +55,18 @@ class Moves:
         self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows after ``count`` moves at ``level``, and the path's values there."""
+        return self.with_middle(rows, level, scale, count, seed)[1]
+
+    def with_middle(
+        self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Return rows and the path's values there, after half of ``count`` moves and after all."""
         seeds = tf.constant([seed, 0], tf.int64)
         level = tf.nest.map_structure(_as_tensor, level)
         scale = tf.constant(scale, tf.float32)
-        y, s = self._run(tf.constant(rows), level, scale, tf.constant(count), seeds)
-        return y.numpy(), s.numpy().astype(float)
+        middle, end = self._run(tf.constant(rows), level, scale, tf.constant(count), seeds)
+        (y_half, s_half), (y, s) = middle, end
+        return (y_half.numpy(), s_half.numpy().astype(float)), (y.numpy(), s.numpy().astype(float))
 
     def _at(self, y: tf.Tensor, level: Any) -> tuple[tf.Tensor, tf.Tensor]:
         def of_chunk(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -78,8 +85,9 @@ class Moves:
 
     def _moves(
         self, y: tf.Tensor, level: Any, scale: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
         s, score = self._value_and_score(y, level)
+        y_half, s_half = y, s
         step = 0.5 * scale
         for i in tf.range(count):
             seeds = tf.unstack(tf.random.split(seed + tf.cast([0, i], tf.int64), 2))
@@ -100,7 +108,9 @@ class Moves:
             s = tf.where(taken, new_s, s)
             score = tf.where(taken[:, None], new_score, score)
             step *= tf.exp(0.5 * (self._mean(accept) - ACCEPTANCE))
-        return y, s
+            first = i < count // 2
+            y_half, s_half = tf.where(first, y, y_half), tf.where(first, s, s_half)
+        return (y_half, s_half), (y, s)
 
     def _of_rows(self, step: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """The step size of each row: one for all, or (rows, 1)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +15,9 @@ from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity, reference
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import RowDraws
 from tfdde.utils.random import Purpose
+from tfdde.utils.statistics import QUANTILE
+
+ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats that the last moves may change log Z by
 
 
 def bridge(
@@ -122,6 +126,90 @@ def without_controls(influence: np.ndarray, controls: np.ndarray) -> tuple[float
     return float(explained.sum()), influence - explained
 
 
+class Descent:
+    """log Z from the top level downwards, and what each row and sample adds to its error.
+
+    Args:
+        rows: number of data rows.
+    """
+
+    def __init__(self, rows: int):
+        self.value, self.effective_sample_size = 0.0, math.inf
+        self.of_rows, self.of_top = np.zeros(rows), np.zeros(1)
+
+    def begin(self, at_upper: np.ndarray, at_top: np.ndarray, upper: Draw) -> None:
+        """Bridge the highest level to a normalised density.
+
+        Args:
+            at_upper, at_top: log-ratio of the two at ``upper`` and at samples of the latter.
+            upper: samples of the highest level.
+        """
+        of_upper, self.of_top = self._bridge(at_upper, at_top)
+        self._account(upper, of_upper)
+
+    def step(
+        self, upper: Draw, lower: Draw, upper_below: np.ndarray, lower_above: np.ndarray
+    ) -> None:
+        """Bridge a level to the one above.
+
+        Args:
+            upper, lower: samples of the two.
+            upper_below, lower_above: s of the samples at the level of the others.
+        """
+        of_lower, of_upper = self._bridge(lower.s - lower_above, upper_below - upper.s)
+        self._account(lower, of_lower)
+        self._account(upper, of_upper)
+
+    def minus(self, other: Descent) -> tuple[float, float]:
+        """The difference of two estimates from the same rows, and its standard error."""
+        error = _norm(self.of_rows - other.of_rows, self.of_top - other.of_top)
+        return self.value - other.value, error
+
+    def estimate(self, sigma: float, effective_share: float) -> LogPartition:
+        error = _norm(self.of_rows, self.of_top)
+        size = self.effective_sample_size * effective_share
+        return LogPartition.around(self.value, error, size, "ladder", sigma)
+
+    def _bridge(self, forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        value, of_forward, of_backward, size = bridge(forward, backward)
+        self.value += value
+        self.effective_sample_size = min(self.effective_sample_size, size)
+        return of_forward, of_backward
+
+    def _account(self, samples: Draw, influence: np.ndarray) -> None:
+        correction, rest = without_controls(influence, samples.controls)
+        self.value -= correction
+        np.add.at(self.of_rows, samples.row, rest)
+
+
+def _norm(*parts: np.ndarray) -> float:
+    return math.sqrt(sum(np.square(part).sum() for part in parts))
+
+
+def with_drift(estimate: LogPartition, drift: float, error: float) -> LogPartition:
+    """Widen the interval of an estimate that the samples' last moves have changed, or doubt it.
+
+    >>> estimate = tfdde.LogPartition.around(1.0, 0.02, 900.0, "ladder", 0.2)
+    >>> tfdde.partition.ladder.with_drift(estimate, 0.02, 0.03) == estimate
+    True
+    >>> print(tfdde.partition.ladder.with_drift(estimate, 0.5, 0.03).doubt)
+    the second half of the moves changes it by 0.50 ± 0.03 nats, so its samples need more moves
+
+    Args:
+        estimate: of log Z.
+        drift: what the second half of the moves has changed it by, in nats.
+        error: the standard error of the drift.
+    """
+    if not abs(drift) <= ERRORS * error + MARGIN:
+        change = f"the second half of the moves changes it by {drift:.2f} ± {error:.2f} nats"
+        return dataclasses.replace(estimate, doubt=f"{change}, so its samples need more moves")
+    excess = max(0.0, abs(drift) - error)
+    standard_error = math.hypot(estimate.standard_error, excess)
+    half = QUANTILE * standard_error
+    lower, upper = estimate.value - half, estimate.value + half
+    return dataclasses.replace(estimate, standard_error=standard_error, lower=lower, upper=upper)
+
+
 def ladder(
     log_density: LogDensity | Evaluator,
     data: np.ndarray,
@@ -136,10 +224,11 @@ def ladder(
     x_i + sigma_k epsilon are samples of the data with noise, so of e^s(., sigma_k) / Z_k if s is
     right. The top level is bridged to a normalised density that resembles the data there. A
     trained s is not quite right, so ``moves`` steps of Hamiltonian Monte Carlo move the samples
-    towards its own density. The interval covers the sampling error (delta method, with the rows as
-    clusters). It does not cover the error of samples that have not reached the density of the
-    model, such as mass where no rows are: ``far_field.doubt`` looks for that. Neither ``lower``
-    nor ``upper`` is a bound.
+    towards its own density. If the second half of the moves still changes log Z, the samples may
+    not have reached the density: the interval is widened, or the estimate gets a ``doubt``.
+    Otherwise the interval covers the sampling error alone (delta method, with the rows as
+    clusters). Mass where no rows are is not seen here: ``far_field`` looks for that. Neither
+    ``lower`` nor ``upper`` is a bound.
 
     For a normal density and log Z = 3 at every sigma:
 
@@ -173,7 +262,8 @@ def ladder(
     top = at_top.sample(samples, rng)
     draws = RowDraws(len(rows), weights)
 
-    def draw(level: int) -> Draw:
+    def draw(level: int) -> tuple[Draw, ...]:
+        """Samples at a level, and the same after half of the moves if they move."""
         sigma = sigmas[level]
         index = draws.take(samples, rng)
         noise = rng.standard_normal((samples, dimensions)).astype(np.float32)
@@ -181,42 +271,30 @@ def ladder(
         controls = noise_controls(rows[index] - blurred.mean, noise, blurred, sigma)
         y = rows[index] + np.float32(sigma) * noise
         if not moves:
-            return Draw(index, y, evaluate(y, sigma), controls)
-        y, s = evaluate.moves.with_values(y, sigma, sigma, moves, int(rng.integers(2**31)))
-        return Draw(index, y, s, controls)
+            return (Draw(index, y, evaluate(y, sigma), controls),)
+        middle, end = evaluate.moves.with_middle(y, sigma, sigma, moves, int(rng.integers(2**31)))
+        return Draw(index, *end, controls), Draw(index, *middle, controls)
 
-    # From the top downwards: log Z_k, and how each row of the data and each independent sample
-    # influenced it.
-    value, independent = 0.0, 0.0
-    influence = np.zeros(len(rows))
-
-    def account(samples_there: Draw, its_influence: np.ndarray) -> None:
-        nonlocal value
-        correction, rest = without_controls(its_influence, samples_there.controls)
-        value -= correction
-        np.add.at(influence, samples_there.row, rest)
-
-    upper = draw(len(sigmas) - 1)
-    r, of_upper, of_top, size = bridge(
-        upper.s - at_top.log_density(upper.y), evaluate(top, sigmas[-1]) - at_top.log_density(top)
-    )
-    value += r
-    account(upper, of_upper)
-    independent += np.square(of_top).sum()
+    last = len(sigmas) - 1
+    uppers = draw(last)
+    descents = tuple(Descent(len(rows)) for _ in uppers)
+    at_samples_of_top = evaluate(top, sigmas[last]) - at_top.log_density(top)
+    for descent, upper in zip(descents, uppers, strict=True):
+        descent.begin(upper.s - at_top.log_density(upper.y), at_samples_of_top, upper)
     estimates = []
-    for k in range(len(sigmas) - 1, -1, -1):
-        error = math.sqrt(np.square(influence).sum() + independent)
-        size_here = size * draws.effective_share
-        estimates.append(LogPartition.around(value, error, size_here, "ladder", sigmas[k]))
+    for k in range(last, -1, -1):
+        estimate = descents[0].estimate(sigmas[k], draws.effective_share)
+        if moves:
+            estimate = with_drift(estimate, *descents[0].minus(descents[1]))
+        estimates.append(estimate)
         if k == 0:
             break
-        lower = draw(k - 1)
-        r, of_lower, of_upper, effective = bridge(
-            lower.s - evaluate(lower.y, sigmas[k]), evaluate(upper.y, sigmas[k - 1]) - upper.s
-        )
-        value += r
-        size = min(size, effective)
-        account(lower, of_lower)
-        account(upper, of_upper)
-        upper = lower
+        lowers = draw(k - 1)
+        for descent, upper, lower in zip(descents, uppers, lowers, strict=True):
+            upper_below, lower_above = (
+                evaluate(upper.y, sigmas[k - 1]),
+                evaluate(lower.y, sigmas[k]),
+            )
+            descent.step(upper, lower, upper_below, lower_above)
+        uppers = lowers
     return estimates[::-1]
