@@ -5,6 +5,7 @@ of MLServer 1.7 fail to start with uvloop 0.22 or later ("There is no current ev
 """
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,16 @@ from mlserver.types import (
 from mlserver.utils import get_model_uri
 
 DATATYPES = {tf.float32: "FP32", tf.int32: "INT32", tf.int64: "INT64"}
+NUMBERS = {"BOOL", "FP16", "FP32", "FP64"} | {
+    f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)
+}
 DEFAULT = "serving_default"
 
 
 class SavedModel(MLModel):
     """Runs the signature that the request's parameter ``signature`` names, or the default one.
 
+    Rows of a table whose columns have names may come as one input for each column, in any order.
     A bad request is answered by status 400 and one sentence.
     """
 
@@ -41,6 +46,7 @@ class SavedModel(MLModel):
         # The name keeps the loaded module alive, and with it the variables of its signatures.
         self.loaded = await asyncio.to_thread(tf.saved_model.load, str(folder))
         self.signatures = dict(self.loaded.signatures)
+        self.columns = names_of_columns(folder)
         return True
 
     async def metadata(self) -> MetadataModelResponse:
@@ -52,11 +58,12 @@ class SavedModel(MLModel):
             }
             for name, tensors in described.items()
         }
+        columns = {"columns": self.columns} if self.columns else {}
         return MetadataModelResponse(
             name=self.name,
             platform="tensorflow_savedmodel",
             **described[DEFAULT],
-            parameters=Parameters(signatures=as_json),
+            parameters=Parameters(signatures=as_json, **columns),
         )
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
@@ -67,16 +74,8 @@ class SavedModel(MLModel):
             raise InferenceError(f"The signature must be one of {names}, got {signature!r}.")
         function = self.signatures[signature]
         specs = function.structured_input_signature[1]
-        names = [tensor.name for tensor in payload.inputs]
-        if sorted(names) != sorted(specs):
-            raise InferenceError(
-                f"The inputs of {signature} must be {', '.join(sorted(specs))}, "
-                f"got {', '.join(names) or 'none'}."
-            )
-        inputs = {tensor.name: decode(tensor, specs[tensor.name]) for tensor in payload.inputs}
-        if len({len(x) for x in inputs.values() if x.ndim}) > 1:
-            sizes = ", ".join(f"{name} {len(x)}" for name, x in inputs.items() if x.ndim)
-            raise InferenceError(f"The inputs must have equal numbers of rows, got {sizes}.")
+        inputs = arrays(payload.inputs, specs, self.columns, signature)
+        check_rows(inputs)
         try:
             results = await asyncio.to_thread(run, function, inputs)
         except tf.errors.InvalidArgumentError as error:
@@ -86,6 +85,63 @@ class SavedModel(MLModel):
             outputs.append(NumpyCodec.encode_output(name, value))
             outputs[-1].shape = list(value.shape)  # the codec would make a column of a vector
         return InferenceResponse(model_name=self.name, outputs=outputs)
+
+
+def names_of_columns(folder: Path) -> list[str]:
+    """Return the names of the columns that the model was trained on; none for 0, 1, 2 ..."""
+    metadata = folder / "assets.extra" / "metadata.json"
+    names = json.loads(metadata.read_text("utf-8")).get("columns") if metadata.exists() else None
+    return [] if not names or names == [str(i) for i in range(len(names))] else names
+
+
+def arrays(
+    tensors: list[RequestInput], specs: dict[str, tf.TensorSpec], columns: list[str], signature: str
+) -> dict[str, np.ndarray]:
+    """Return the values of the inputs; columns that were given one by one are joined to ``x``.
+
+    Inputs beside these columns are ignored, as other columns of a file are.
+    """
+    names = [tensor.name for tensor in tensors]
+    given = {tensor.name: tensor for tensor in tensors}
+    by_name = bool(columns) and "x" in specs and sorted(names) != sorted(specs)
+    others = [name for name in sorted(specs) if name != "x"]
+    wanted = [*columns, *others] if by_name else list(specs)
+    missing = [name for name in wanted if name not in given]
+    twice = len(given) < len(names)
+    extra = set(given) & {"x"} - set(columns) if by_name else set(given) - set(specs)
+    if missing or extra or twice:
+        either = f", or one for each of the columns {', '.join(columns)}" if by_name else ""
+        raise InferenceError(
+            f"The inputs of {signature} must be {', '.join(sorted(specs))}{either}, "
+            f"got {', '.join(names) or 'none'}."
+        )
+    if not by_name:
+        return {name: decode(tensor, specs[name]) for name, tensor in given.items()}
+    parts = [column(given[name], specs["x"].dtype) for name in columns]
+    check_rows(dict(zip(columns, parts, strict=True)))
+    return {"x": np.stack(parts, axis=1)} | {n: decode(given[n], specs[n]) for n in others}
+
+
+def column(tensor: RequestInput, dtype: tf.DType) -> np.ndarray:
+    """Return the values of a column, an input of shape [rows] or [rows, 1] of any numbers."""
+    if tensor.datatype not in NUMBERS:
+        raise InferenceError(
+            f"The datatype of column {tensor.name!r} must be one of numbers, got {tensor.datatype}."
+        )
+    if len(tensor.shape) != 1 and tensor.shape[1:] != [1]:
+        raise InferenceError(
+            f"The shape of column {tensor.name!r} must be [rows], got {tensor.shape}."
+        )
+    same = tensor.model_copy(update={"datatype": DATATYPES[dtype], "shape": tensor.shape[:1]})
+    return decode(same, tf.TensorSpec((None,), dtype))
+
+
+def check_rows(inputs: dict[str, np.ndarray]) -> None:
+    """Raise InferenceError unless all inputs that have rows have as many."""
+    sizes = {name: len(x) for name, x in inputs.items() if x.ndim}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InferenceError(f"The inputs must have equal numbers of rows, got {told}.")
 
 
 def run(function, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -131,8 +187,10 @@ def decode(tensor: RequestInput, spec: tf.TensorSpec) -> np.ndarray:
                 raise ValueError("not all are such integers")
         elif array.dtype.kind not in "fiubO":  # null among numbers stands for NaN
             raise ValueError("not all are numbers")
-        elif array.size and np.nanmax(np.abs(array.astype(np.float64))) > np.finfo(np.float32).max:
-            raise ValueError("not all are finite in float32")
+        elif array.size:
+            largest = np.nanmax(np.abs(array.astype(np.float64)), initial=0)
+            if largest > np.finfo(spec.dtype.as_numpy_dtype).max:
+                raise ValueError(f"not all are finite in {spec.dtype.name}")
         return array.astype(spec.dtype.as_numpy_dtype).reshape(tensor.shape)
     except (TypeError, ValueError, OverflowError) as error:
         raise InferenceError(

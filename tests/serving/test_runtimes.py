@@ -1,29 +1,21 @@
 """One artifact in other people's runtimes, and the requests of docs/serving.md."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-import tfdde
-from tfdde import networks, serving
+from tfdde import serving
 
 ROOT = Path(__file__).parents[2]
 X = np.float32([[0.1, 0.2], [1.5, -0.3], [30, 40]])
@@ -37,50 +29,6 @@ BODIES = [
 ROWS = [body for body in BODIES if "instances" in body]
 V2 = [body for body in BODIES if "datatype" in json.dumps(body)]
 COLUMNS = [body for body in BODIES if body not in ROWS and body not in V2]
-
-
-@pytest.fixture(scope="module")
-def models():
-    """A normalised density on a base, of columns of different scales, and a generator to it."""
-    keras.utils.set_random_seed(1)
-    layer = keras.layers.Normalization()
-    layer.adapt(np.float32([[2, 1], [4, 50]]))
-    network = networks.residual_mlp(2, width=16, depth=2)
-    base = tfdde.GaussianBase(2)
-    base.adapt(np.random.default_rng(2).standard_normal((50, 2), np.float32) + 0.5)
-    density = tfdde.DDE(network, tfdde.Constant(0.2), base, normalization=layer)
-    density.partition = tfdde.LogPartition(2.0, 0.05, 1.9, 2.1, 900.0, "importance", 0.2)
-    p, q = (tfdde.DDE(networks.residual_mlp(2, width=4, depth=1)) for _ in range(2))
-    decoder = networks.residual_mlp(3, width=16, depth=2, output_shape=2)
-    return density, tfdde.Generator(decoder, p, q, latent_dim=3)
-
-
-@pytest.fixture(scope="module")
-def artifacts(models, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("artifacts")
-    saved, _ = serving.export_savedmodel(folder / "savedmodel", *models)
-    lite, _ = serving.export_tflite(folder / "model.tflite", *models)
-    return saved, lite
-
-
-@pytest.fixture(scope="module")
-def expected(models):
-    """What a signature must return for its inputs, by Keras."""
-    density, generator = models
-
-    def of(name, x=None, z=None, num=None, seed=None):
-        if name == "score":
-            return density.score(np.float32(x)).numpy()
-        if name == "decode":
-            return generator.decode(np.float32(z)).numpy()
-        if name == "sample":
-            return generator.sample(int(num), seed=int(seed)).numpy()
-        if name == "sample_rows":
-            seeds = np.asarray(seed).tolist()
-            return np.concatenate([generator.sample(1, seed=s) for s in seeds])
-        return density.log_density(np.float32(x), normalized=True).numpy()
-
-    return of
 
 
 def assert_close(got, want):
@@ -257,165 +205,6 @@ def test_threads_get_the_values_of_a_single_one(artifacts):
             together = list(threads.map(lambda call: run_signature(*call), calls))  # noqa: B023
         for got, expected in zip(together, alone, strict=True):
             np.testing.assert_array_equal(got, expected)
-
-
-@contextlib.contextmanager
-def mlserver(folder):
-    """An MLServer of this folder, started as documented; its address.
-
-    Only the addresses to listen at are added to its settings: free ports of this machine.
-    """
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    settings = json.loads((folder / "settings.json").read_text())
-    names = ("http_port", "grpc_port", "metrics_port")
-    settings |= {"host": "127.0.0.1"} | dict(zip(names, ports, strict=True))
-    (folder / "settings.json").write_text(json.dumps(settings))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLSERVER")}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [tool("mlserver"), "start", str(folder)],
-            cwd=folder.parent,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # so that whatever it starts ends with it
-        )
-    try:
-        address = f"http://127.0.0.1:{ports[0]}"
-        deadline = time.monotonic() + 240
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{address}/v2/models/density/ready", timeout=5).close()
-                break
-            assert process.poll() is None and time.monotonic() < deadline, (
-                folder / "log"
-            ).read_text()[-2000:]
-            time.sleep(0.2)
-        yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def commands(heading):
-    """The indented commands in this part of docs/serving.md."""
-    text = (ROOT / "docs/serving.md").read_text()
-    part = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^    (.*)", part, re.M)
-
-
-@pytest.fixture(scope="module")
-def server(artifacts, tmp_path_factory):
-    """The address of an MLServer; its folder was filled twice by the documented command."""
-    pytest.importorskip("mlserver")
-    folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "examples/mlserver", folder / "examples/mlserver")
-    shutil.copytree(artifacts[0].parent, folder / "runs/mnist/savedmodel")
-    (copy,) = [line for line in commands("MLServer") if "cp -r" in line]
-    old = folder / "runs/mnist/savedmodel/0"  # an older version, deleted before the second time
-    shutil.copytree(artifacts[0], old)
-    for _ in range(2):
-        subprocess.run(copy, shell=True, check=True, cwd=folder)
-        shutil.rmtree(old, ignore_errors=True)
-    assert [p.name for p in (folder / "examples/mlserver/savedmodel").iterdir()] == ["1"]
-    with mlserver(folder / "examples/mlserver") as address:
-        yield address, folder / "examples/mlserver"
-
-
-def infer(address, body):
-    """Status and answer of a V2 request."""
-    request = urllib.request.Request(
-        f"{address}/v2/models/density/infer",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def test_mlserver_answers_the_requests_of_the_documentation(server, expected):
-    tried = set()
-    for body in V2:
-        status, answer = infer(server[0], body)
-        assert status == 200
-        (output,) = answer["outputs"]
-        name = body.get("parameters", {}).get("signature", "serving_default")
-        given = {x["name"]: np.reshape(x["data"], x["shape"]) for x in body["inputs"]}
-        assert_close(np.reshape(output["data"], output["shape"]), expected(name, **given))
-        tried.add(name)
-    assert tried == SIGNATURES
-
-
-def test_mlserver_tells_inputs_and_outputs_of_the_signatures(server):
-    with urllib.request.urlopen(f"{server[0]}/v2/models/density", timeout=60) as response:
-        about = json.load(response)
-    x = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
-    value = {"name": "log_density", "datatype": "FP32", "shape": [-1]}
-    assert (about["inputs"], about["outputs"]) == ([x], [value])
-    signatures = about["parameters"]["signatures"]
-    assert set(signatures) == SIGNATURES
-    assert signatures["score"] == {"inputs": [x], "outputs": [x | {"name": "score"}]}
-    assert signatures["sample"]["inputs"] == [
-        {"name": "num", "datatype": "INT32", "shape": []},
-        {"name": "seed", "datatype": "INT64", "shape": []},
-    ]
-
-
-GOOD = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [0.1, 0.2]}
-SEED = {"name": "seed", "datatype": "INT64", "shape": [1], "data": [7]}
-
-
-@pytest.mark.parametrize(
-    ("signature", "inputs", "sentence"),
-    [
-        ("nothing", [GOOD], "The signature must be one of decode, .*, got 'nothing'."),
-        ("score", [GOOD | {"datatype": "FP64"}], "The datatype of input 'x' must be FP32, got"),
-        ("score", [GOOD | {"name": "y"}], "The inputs of score must be x, got y."),
-        ("score", [], "The inputs of score must be x, got none."),
-        ("score", [GOOD, GOOD], "The inputs of score must be x, got x, x."),
-        (
-            "score",
-            [GOOD | {"shape": [2]}],
-            r"shape of input 'x' must be \[rows, 2\], got \[2\]",
-        ),
-        (
-            "score",
-            [GOOD | {"shape": [1, 3], "data": [1, 2, 3]}],
-            r"must be \[rows, 2\], got \[1, 3\]",
-        ),
-        ("score", [GOOD | {"shape": [-1, 2]}], r"must be \[rows, 2\], got \[-1, 2\]"),
-        ("score", [GOOD | {"data": [1.0]}], "The data of input 'x' must be FP32 values that fill"),
-        ("score", [GOOD | {"data": ["a", "b"]}], "not all are numbers."),
-        ("score", [GOOD | {"data": [1.0, 1e300]}], "not all are finite in float32."),
-        ("sample_rows", [SEED | {"data": [7.5]}], "INT64 values .* not all are such integers."),
-        (
-            "sample_rows",
-            [SEED | {"data": [2**80]}],
-            "data of input 'seed' must be INT64 values",
-        ),
-    ],
-)
-def test_mlserver_answers_bad_requests_by_one_sentence(server, signature, inputs, sentence):
-    address, folder = server
-    status, answer = infer(address, {"parameters": {"signature": signature}, "inputs": inputs})
-    assert status == 400
-    assert re.search(sentence, answer["error"]) and "\n" not in answer["error"]
-    assert "Traceback" not in (folder / "log").read_text()
-
-
-def test_mlserver_answers_nan_for_its_row_only(server, expected):
-    body = {"inputs": [GOOD | {"shape": [2, 2], "data": [None, 0.0, 0.1, 0.2]}]}
-    status, answer = infer(server[0], body)
-    missing, value = answer["outputs"][0]["data"]
-    assert (status, missing) == (200, None)
-    assert_close([value], expected("log_density", x=[[0.1, 0.2]]))
 
 
 def predict(signatures, body):
