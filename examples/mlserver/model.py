@@ -2,10 +2,15 @@
 
 settings.json keeps the model in the server's own process, where TensorFlow has its threads: workers
 of MLServer 1.7 fail to start with uvloop 0.22 or later ("There is no current event loop").
+
+The server can exchange the model while it answers: put the next version beside the last one, then
+POST /v2/repository/models/density/load. Until the new one is loaded and warm, the old one answers.
 """
 
 import asyncio
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +48,13 @@ class SavedModel(MLModel):
         versions = [p.parent for p in folder.glob("*/saved_model.pb") if p.parent.name.isdecimal()]
         if not (folder / "saved_model.pb").exists() and versions:
             folder = max(versions, key=lambda version: int(version.name))
-        # The name keeps the loaded module alive, and with it the variables of its signatures.
-        self.loaded = await asyncio.to_thread(tf.saved_model.load, str(folder))
-        self.signatures = dict(self.loaded.signatures)
+        self.signatures = await asyncio.to_thread(load_signatures, folder)
         self.columns = names_of_columns(folder)
         return True
 
     async def metadata(self) -> MetadataModelResponse:
         """Inputs and outputs of the default signature; the parameters have those of all."""
-        described = {name: describe(function) for name, function in self.signatures.items()}
+        described = {name: describe(signature) for name, signature in self.signatures.items()}
         as_json = {
             name: {
                 side: [t.model_dump(exclude_none=True) for t in tensors[side]] for side in tensors
@@ -68,16 +71,15 @@ class SavedModel(MLModel):
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Run one request. All inputs and outputs have their rows in the same order."""
-        signature = getattr(payload.parameters, "signature", DEFAULT)
-        if not isinstance(signature, str) or signature not in self.signatures:
+        name = getattr(payload.parameters, "signature", DEFAULT)
+        if not isinstance(name, str) or name not in self.signatures:
             names = ", ".join(sorted(self.signatures))
-            raise InferenceError(f"The signature must be one of {names}, got {signature!r}.")
-        function = self.signatures[signature]
-        specs = function.structured_input_signature[1]
-        inputs = arrays(payload.inputs, specs, self.columns, signature)
+            raise InferenceError(f"The signature must be one of {names}, got {name!r}.")
+        signature = self.signatures[name]
+        inputs = arrays(payload.inputs, signature.inputs, self.columns, name)
         check_rows(inputs)
         try:
-            results = await asyncio.to_thread(run, function, inputs)
+            results = await asyncio.to_thread(signature, inputs)
         except tf.errors.InvalidArgumentError as error:
             raise InferenceError(f"The inputs are not valid: {first_line(error)}") from None
         outputs = []
@@ -85,6 +87,61 @@ class SavedModel(MLModel):
             outputs.append(NumpyCodec.encode_output(name, value))
             outputs[-1].shape = list(value.shape)  # the codec would make a column of a vector
         return InferenceResponse(model_name=self.name, outputs=outputs)
+
+
+@dataclass
+class Signature:
+    """A signature of a SavedModel.
+
+    Attributes:
+        inputs, outputs: their types and shapes by name.
+        call: gives the outputs, in the order of ``outputs``, of the inputs in theirs. It keeps its
+            TensorFlow session alive.
+    """
+
+    inputs: dict[str, tf.TensorSpec]
+    outputs: dict[str, tf.TensorSpec]
+    call: Callable[..., list[np.ndarray]]
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = self.call(*(inputs[name] for name in self.inputs))
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def load_signatures(folder: Path) -> dict[str, Signature]:
+    """Load a SavedModel and run each of its signatures once, so that no caller waits for that.
+
+    A session of its own, as TensorFlow Serving has one for each model, gives its memory back when
+    the last call of it has ended. Functions of ``tf.saved_model.load`` keep some of theirs.
+    """
+    graph = tf.Graph()
+    session = tf.compat.v1.Session(graph=graph)
+    with graph.as_default():
+        found = tf.compat.v1.saved_model.load(session, ["serve"], str(folder)).signature_def
+    signatures = {}
+    for name, definition in found.items():
+        if name.startswith("__"):  # TensorFlow's own
+            continue
+        inputs, outputs = dict(definition.inputs), dict(definition.outputs)
+        fetched = [info.name for info in outputs.values()]
+        fed = [info.name for info in inputs.values()]
+        call = session.make_callable(fetched, feed_list=fed)
+        signatures[name] = signature = Signature(specs(inputs), specs(outputs), call)
+        signature(
+            {
+                name: np.ones([n or 1 for n in spec.shape.as_list()], spec.dtype.as_numpy_dtype)
+                for name, spec in signature.inputs.items()
+            }
+        )
+    return signatures
+
+
+def specs(tensors: dict) -> dict[str, tf.TensorSpec]:
+    """Return the types and shapes of a signature's tensors by name."""
+    return {
+        name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype))
+        for name, info in tensors.items()
+    }
 
 
 def names_of_columns(folder: Path) -> list[str]:
@@ -144,23 +201,16 @@ def check_rows(inputs: dict[str, np.ndarray]) -> None:
         raise InferenceError(f"The inputs must have equal numbers of rows, got {told}.")
 
 
-def run(function, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a signature."""
-    tensors = {name: tf.constant(value) for name, value in inputs.items()}
-    return {name: value.numpy() for name, value in function(**tensors).items()}
-
-
-def describe(function) -> dict[str, list[MetadataTensor]]:
+def describe(signature: Signature) -> dict[str, list[MetadataTensor]]:
     """Return the inputs and outputs of a signature; a size of -1 stands for any number of rows."""
 
     def tensor(name, spec) -> MetadataTensor:
         shape = [-1 if size is None else size for size in spec.shape.as_list()]
         return MetadataTensor(name=name, datatype=DATATYPES[spec.dtype], shape=shape)
 
-    inputs, outputs = function.structured_input_signature[1], function.structured_outputs
     return {
-        "inputs": [tensor(name, spec) for name, spec in sorted(inputs.items())],
-        "outputs": [tensor(name, spec) for name, spec in sorted(outputs.items())],
+        "inputs": [tensor(name, spec) for name, spec in sorted(signature.inputs.items())],
+        "outputs": [tensor(name, spec) for name, spec in sorted(signature.outputs.items())],
     }
 
 
