@@ -28,7 +28,7 @@ from mlserver.types import (
 )
 from mlserver.utils import get_model_uri
 
-DATATYPES = {tf.float32: "FP32", tf.int32: "INT32", tf.int64: "INT64"}
+DATATYPES = {tf.float32: "FP32", tf.float64: "FP64", tf.int32: "INT32", tf.int64: "INT64"}
 NUMBERS = {"BOOL", "FP16", "FP32", "FP64"} | {
     f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)
 }

@@ -22,6 +22,7 @@ X = np.float32([[0.1, 0.2], [1.5, -0.3], [30, 40]])
 Z = np.float32([[0.0, 0.5, -1.0], [2, 0, 1]])
 SEEDS = [7, 2**31 - 1, 7]
 SIGNATURES = {"serving_default", "log_density", "score", "decode", "sample", "sample_rows"}
+SIGNATURES |= {"log_density_float64", "score_float64"}
 BODIES = [
     json.loads(text)
     for text in re.findall(r"```json\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.S)

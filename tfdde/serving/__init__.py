@@ -4,10 +4,12 @@ All artifacts have the same named signatures. Each takes any number of rows, inc
 
     log_density   x float32[rows, *shape] -> log_density float32[rows]
     score         x float32[rows, *shape] -> score float32[rows, *shape]
+    log_density_float64, score_float64: the same of x float64   (SavedModel, ONNX)
     decode        z float32[rows, latent_dim] -> x float32[rows, *shape]
     sample        num int32[], seed int64[] (TFLite, ONNX: int32[]) -> x float32[num, *shape]
     sample_rows   seed int64[rows] -> x float32[rows, *shape]   (SavedModel only)
 
+The signatures of float64 rows need a ``normalization``; it subtracts the mean in float64.
 ``decode``, ``sample`` and ``sample_rows`` need a generator.  ``sample_rows`` takes one seed for
 each row: a row depends on its own seed alone, so a server can join the requests of several callers
 into one batch.  The signatures of conditional models take another input, ``condition``

@@ -20,7 +20,7 @@ from tfdde.serving.verify import Errors, ExportError, verify
 from tfdde.utils.files import atomic_folder
 
 OPSET = 18
-TYPES = {tf.float32: "TYPE_FP32", tf.int32: "TYPE_INT32"}
+TYPES = {tf.float32: "TYPE_FP32", tf.float64: "TYPE_FP64", tf.int32: "TYPE_INT32"}
 
 
 def export_onnx(
@@ -35,7 +35,7 @@ def export_onnx(
 
         folder/
             log_density/1/model.onnx   log_density/config.pbtxt
-            score/...  decode/...  sample/...
+            score/...  log_density_float64/...  score_float64/...  decode/...  sample/...
             metadata.json  model_card.md
 
     Triton serves the folder as it is, and KServe by Triton's runtime. ONNX Runtime reads each
@@ -65,7 +65,8 @@ def export_onnx(
     if folder.exists():
         raise FileExistsError(f"`folder` must not exist yet, got {os.fspath(folder)!r}.")
     sampler, drawn = counter_sampler(generator)
-    functions = signatures(density, generator, {"sample": sampler})
+    float64 = density.normalization is not None
+    functions = signatures(density, generator, {"sample": sampler}, float64=float64)
     with atomic_folder(folder) as temporary:
         sessions = {}
         for name, function in functions.items():
@@ -79,7 +80,12 @@ def export_onnx(
                 raise ExportError(f"`{name}` can't be converted to ONNX: {reason[0]}") from error
             (temporary / name / "config.pbtxt").write_text(_triton_config(name, function), "utf-8")
         errors = verify(
-            lambda name, inputs: sessions[name](inputs), density, generator, drawn, BOUND
+            lambda name, inputs: sessions[name](inputs),
+            density,
+            generator,
+            drawn,
+            BOUND,
+            float64=float64,
         )
         about = metadata.facts(density, generator, functions, errors, BOUND, run)
         (temporary / metadata.FACTS).write_text(metadata.text(about), "utf-8")
@@ -104,6 +110,7 @@ class _Traced:
 
 def _convert(function: Any) -> bytes:
     """Return the content of the ONNX file of a concrete function."""
+    import onnx
     import tf2onnx
 
     model, _ = tf2onnx.convert.from_function(
@@ -112,6 +119,13 @@ def _convert(function: Any) -> bytes:
         opset=OPSET,
         custom_op_handlers={"ShapeN": (_shapes, [])},
     )
+    # Constants from outside of the function, as the mean that a Normalization was given, are inputs
+    # of the model by now.
+    captured = {inside.name: outside for outside, inside in function.graph.captures}
+    for each in [each for each in model.graph.input if each.name in captured]:
+        value = onnx.numpy_helper.from_array(captured[each.name].numpy(), each.name)
+        model.graph.initializer.append(value)
+        model.graph.input.remove(each)
     return model.SerializeToString()
 
 

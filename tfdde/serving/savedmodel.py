@@ -31,6 +31,7 @@ def export_savedmodel(
     ``sample`` returns the numbers of ``generator.sample(num, seed)``. ``sample_rows`` returns those
     of ``generator.sample(1, seed)`` for each of its seeds, which are in [0, 2**31). The default
     signature is ``log_density``. Nothing is compiled by XLA, so any server can run the model.
+    A density with a ``normalization`` has ``log_density_float64`` and ``score_float64``, too.
 
     ``assets.extra`` holds ``metadata.json`` and ``model_card.md``. With tensorflow-serving-api
     installed, it also holds requests that TensorFlow Serving runs to warm up.
@@ -62,7 +63,8 @@ def export_savedmodel(
         "sample": (random.latents, [tf.TensorSpec((), tf.int32, name="num"), seed]),
         "sample_rows": (_latent_rows, [tf.TensorSpec((None,), tf.int64, name="seed")]),
     }
-    functions = signatures(density, generator, samplers)
+    float64 = density.normalization is not None
+    functions = signatures(density, generator, samplers, float64=float64)
     functions["serving_default"] = functions["log_density"]
     versions = [int(p.name) for p in base.glob("*") if p.name.isdecimal()]
     path = base / str(max(versions, default=0) + 1)
@@ -84,7 +86,7 @@ def export_savedmodel(
         def call(name: str, inputs: dict[str, Any]) -> dict[str, Any]:
             return loaded.signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
 
-        errors = verify(call, density, generator, drawn, BOUND)
+        errors = verify(call, density, generator, drawn, BOUND, float64=float64)
         about = metadata.facts(density, generator, functions, errors, BOUND, run)
         extra = temporary / "assets.extra"
         extra.mkdir()

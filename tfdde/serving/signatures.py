@@ -14,8 +14,13 @@ import tensorflow as tf
 
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
+from tfdde.serving import float64_rows
 
 BOUND = 1e-5  # largest difference from Keras that is allowed, as a share of the largest value
+FLOAT64 = {  # the signatures that take float64 rows, of densities with a normalization
+    f"log_density{float64_rows.SUFFIX}": float64_rows.log_density,
+    f"score{float64_rows.SUFFIX}": float64_rows.score,
+}
 # A sampling signature: a function from latent_dim and the inputs to latents (rows, latent_dim), and
 # the specs of these inputs. A condition, if there is one, comes after them.
 Sampler = tuple[Callable[..., tf.Tensor], list[tf.TensorSpec]]
@@ -31,6 +36,7 @@ def signatures(
     generator: Generator | None,
     samplers: Mapping[str, Sampler],
     batch_size: int | None = None,
+    float64: bool = False,
 ) -> dict[str, Any]:
     """Return the signatures by name, as concrete functions.
 
@@ -39,6 +45,7 @@ def signatures(
         generator: gives ``decode`` and the samplers, or None.
         samplers: the sampling signatures by name.
         batch_size: rows of every call; None for any number.
+        float64: add the signatures that take float64 rows, see ``float64_rows``.
 
     Raises:
         ValueError: the generator's rows or conditions do not have the density's shape.
@@ -71,6 +78,10 @@ def signatures(
         "log_density": traced(value, x, *condition),
         "score": traced(score, x, *condition),
     }
+    if float64:
+        fine = tf.TensorSpec(x.shape, tf.float64, name="x")
+        for name, function in FLOAT64.items():
+            functions[name] = traced(_of_float64(density, name, function), fine, *condition)
     if generator is not None:
         dim = generator.latent_dim
 
@@ -85,6 +96,11 @@ def signatures(
         for name, (latent, inputs) in samplers.items():
             functions[name] = traced(sampling(latent, len(inputs)), *inputs, *condition)
     return functions
+
+
+def _of_float64(density: DDE, name: str, function: Callable[..., tf.Tensor]) -> Callable:
+    output = name.removesuffix(float64_rows.SUFFIX)
+    return lambda *inputs: {output: function(density, *inputs)}
 
 
 def save_module(

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks.normalization import statistics
-from tfdde.serving.signatures import log_density
+from tfdde.serving.signatures import FLOAT64, log_density
 
 Errors = dict[str, float]
 
@@ -31,6 +31,7 @@ def verify(
     bound: float,
     batch_size: int | None = None,
     advice: str = "",
+    float64: bool = False,
 ) -> Errors:
     """Compare every signature with Keras.
 
@@ -46,6 +47,7 @@ def verify(
         bound: the largest error allowed.
         batch_size: rows of every call if the artifact fixes them, else None.
         advice: the end of the message of an ExportError.
+        float64: compare the signatures of float64 rows, too.
 
     Returns:
         The largest error of each signature.
@@ -95,6 +97,10 @@ def verify(
         compare_rows("log_density", partial(log_density, density), x=far)
         compare_rows("score", score, x=near)
         compare_rows("score", score, x=far)
+        if float64:
+            fine = _fine_points(density, size)
+            for name, function in FLOAT64.items():
+                compare_rows(name, partial(function, density), x=fine)
         if generator is not None:
             z = np.random.default_rng(1).standard_normal((size, generator.latent_dim), np.float32)
             compare_rows("decode", generator.decode, z=z)
@@ -140,6 +146,13 @@ def _points(
         margin = 9.0 * density.noise.sigma
         near, far = (np.clip(rows, -margin, 1.0 + margin) for rows in (near, far))
     return near, far, conditions
+
+
+def _fine_points(density: DDE, count: int) -> np.ndarray:
+    """Return float64 rows near the data of a density with a normalization."""
+    shape = (count, *density.data_shape)
+    mean, variance = (np.asarray(v, np.float64) for v in statistics(density.normalization))
+    return mean + np.sqrt(variance) * np.random.default_rng(0).standard_normal(shape)
 
 
 @contextlib.contextmanager
