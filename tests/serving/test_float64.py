@@ -1,6 +1,8 @@
 """The signatures of float64 rows, against NumPy in float64."""
 
 import json
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -102,3 +104,20 @@ def test_without_a_normalization_there_are_none(tmp_path):
     names = set(tf.saved_model.load(str(path)).signatures)
     assert names == {"serving_default", "log_density", "score"}
     assert "log_density_float64" not in errors
+
+
+@pytest.mark.filterwarnings("ignore::tfdde.models.dde.UnnormalizedWarning")
+def test_the_recipe_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "seconds" in c)
+    x = tfdde.datasets.sample_toy("checkerboard", 512, seed=0)
+    scope = {"keras": keras, "np": np, "tfdde": tfdde, "x": x}
+    exec(compile(code, "block", "exec"), scope)
+    dde, rows, mean, scale = (scope[name] for name in ("dde", "rows", "mean", "scale"))
+    function = tf.saved_model.load("timestamps/1").signatures["log_density_float64"]
+    got = function(x=tf.constant(rows))["log_density"].numpy()
+    expected = dde.log_density((rows - mean) / scale).numpy() - np.log(scale).sum()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="spread is lost in float32"):
+        tfdde.DDE(dde.network, dde.noise, normalization=keras.layers.Normalization()).adapt(rows)
