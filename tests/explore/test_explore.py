@@ -62,7 +62,10 @@ def page(request, tmp_path_factory):
         generated = tfdde.DDE(networks.residual_mlp(shape, width=16, depth=2))
         generator = tfdde.Generator(decoder, density, generated, latent_dim=3)
         generator.save(folder / "generator.keras")
-    path = write_page(folder, folder / "page", MODULES, batch_size=64)
+    rows = None if kind == "images" else 64
+    path = write_page(folder, folder / "page", MODULES, batch_size=rows)
+    if rows is None:  # a slider asks for one image at a time
+        assert json.loads((path / "model.tflite.json").read_text())["batch_size"] == 1
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):

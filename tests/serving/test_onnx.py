@@ -116,7 +116,9 @@ def test_a_table_is_standardised_normalised_and_told_of(tmp_path):
     np.testing.assert_allclose(got, density.log_density(x, normalized=True), rtol=1e-5)
     assert {p.name for p in folder.iterdir()} == {
         "log_density",
+        "log_density_float64",
         "score",
+        "score_float64",
         "metadata.json",
         "model_card.md",
     }

@@ -15,7 +15,8 @@ from tfdde import serving
 from tfdde.utils.files import atomic_folder
 
 LITERT, PAPAPARSE = "2.5.3", "5.7.1"  # the tested versions of @litertjs/core and papaparse on npm
-BATCH = 256  # rows of a call of the model; the page pads the last one
+# Rows of a call of the model; the page pads the last one. A slider asks for one image at a time.
+BATCH, IMAGES = 256, 1
 PAGE = ("index.html", "style.css", "explore.js", "model.js", "plane.js", "images.js", "table.js")
 LITERT_PACKAGES = ("core", "wasm-utils")
 PAPAPARSE_FILES = ("papaparse.min.js", "LICENSE")
@@ -56,7 +57,7 @@ def write_page(
     run: str | os.PathLike,
     output: str | os.PathLike,
     litert: str | os.PathLike | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
 ) -> Path:
     """Write a page as a folder that any file server can serve, offline.
 
@@ -65,7 +66,7 @@ def write_page(
         output: the folder to write, which must not exist.
         litert: a node_modules folder with @litertjs/core, @litertjs/wasm-utils and papaparse; by
             default ``fetch_litert()``.
-        batch_size: rows of each call of the model.
+        batch_size: rows of each call of the model; by default 256, and 1 for images.
 
     Returns:
         The folder.
@@ -84,6 +85,8 @@ def write_page(
             "A page needs a model without conditions: save `density.given(condition)` as "
             "density.keras of another folder, and write the page of that folder."
         )
+    if batch_size is None:
+        batch_size = IMAGES if len(density.data_shape) > 1 else BATCH
     modules = Path(litert) if litert is not None else fetch_litert()
     for name in LITERT_PACKAGES:
         if not (modules / "@litertjs" / name / "dist/index.js").is_file():
