@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_runtimes import ROOT, SIGNATURES, V2, assert_close, tool
 
 from tfdde.scoring import score_file
@@ -161,6 +163,24 @@ def test_mlserver_scores_columns_by_name_as_files_are_scored(server, artifacts, 
     assert score_file(artifacts[0], tmp_path / "x.csv", tmp_path / "scores.csv") == 0
     of_file = np.loadtxt(tmp_path / "scores.csv", delimiter=",", skiprows=1)[:, 1]
     np.testing.assert_allclose(log_density, of_file, rtol=1e-6)
+
+
+def test_columns_come_beside_a_condition():
+    """The condition of a conditional density stays one input."""
+    types = pytest.importorskip("mlserver.types")
+    model = runpy.run_path(str(ROOT / "examples/mlserver/model.py"))
+    specs = {n: tf.TensorSpec((None, 2), tf.float64) for n in ("x", "condition")}
+    inputs = [
+        types.RequestInput(name="b", datatype="INT32", shape=[2], data=[3, 4]),
+        types.RequestInput(name="condition", datatype="FP64", shape=[2, 2], data=[5, 6, 7, 8]),
+        types.RequestInput(name="a", datatype="FP64", shape=[2, 1], data=[1.7e9 + 0.25, 2]),
+    ]
+    got = model["arrays"](inputs, specs, ["a", "b"], "log_density")
+    np.testing.assert_array_equal(got["x"], [[1.7e9 + 0.25, 3], [2, 4]])
+    np.testing.assert_array_equal(got["condition"], [[5, 6], [7, 8]])
+    error = model["InferenceError"]
+    with pytest.raises(error, match="must be condition, x, or one for each of the columns a, b"):
+        model["arrays"](inputs[::2], specs, ["a", "b"], "log_density")
 
 
 def test_mlserver_takes_what_pandas_clients_send(server, expected):
