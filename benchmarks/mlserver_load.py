@@ -254,17 +254,23 @@ def measure(seconds, clients, reload_every):
             threads = [Client(i, port, good, bad, served, start + seconds) for i in range(clients)]
             for thread in threads:
                 thread.start()
-            sizes, loads, version, averages = [], [], 1, []
+            sizes, averages, loads, version, over = [], [], [], 1, threading.Event()
+
+            def watch():
+                while not over.wait(0.5):
+                    sizes.append((time.monotonic() - start, memory(process.pid)))
+                    averages.append(os.getloadavg()[0])
+
+            watcher = threading.Thread(target=watch, daemon=True)
+            watcher.start()
             while any(thread.is_alive() for thread in threads):
-                sizes.append((time.monotonic() - start, memory(process.pid)))
-                averages.append(os.getloadavg()[0])
                 due = (len(loads) + 1) * reload_every
                 if due <= time.monotonic() - start < seconds - 1:
                     version += 1
                     loads.append(exchange(folder / "server", port, paths, served, version))
                 time.sleep(min(1.0, reload_every / 4))
-            for thread in threads:
-                thread.join()
+            over.set()
+            watcher.join()
     times = np.array([pair for thread in threads for pair in thread.times])
     begun, taken = times.T
     during = np.zeros(len(times), bool)
