@@ -1,6 +1,6 @@
 """Denoising density estimators in TensorFlow/Keras: a log-density and a sampler from data."""
 
-from tfdde import convnets, datasets, losses, metrics, networks, recipes, starts, tuning
+from tfdde import convnets, datasets, losses, metrics, networks, recipes, starts, tables, tuning
 from tfdde._version import __version__
 from tfdde.models.dde import DDE, UnnormalizedWarning
 from tfdde.models.generator import Generator
@@ -30,5 +30,6 @@ __all__ = [
     "networks",
     "recipes",
     "starts",
+    "tables",
     "tuning",
 ]

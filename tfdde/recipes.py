@@ -15,7 +15,9 @@ from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks import convolutional, initial_weights
 from tfdde.networks.gaussian_base import GaussianBase
+from tfdde.networks.normalization import row_dtype
 from tfdde.noise import LogUniform, Noise
+from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows, check_weights
 
 ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
@@ -26,7 +28,7 @@ def table_density(
     noise: Noise,
     width: int = 128,
     depth: int = 4,
-    normalization: keras.layers.Normalization | None = None,
+    normalization: keras.layers.Normalization | Schema | None = None,
     seed: int | None = None,
     sample_weight: Any = None,
 ) -> DDE:
@@ -46,7 +48,8 @@ def table_density(
         noise: the noise levels; with ``LogUniform`` the network has an input for the level.
         width: units of each hidden layer.
         depth: number of residual layers.
-        normalization: layer that standardises the columns; None: they are taken as they are.
+        normalization: layer that standardises the columns, or their schema; None: they are taken
+            as they are.
         seed: of noise and order of the rows; the network's weights are drawn by
             ``keras.utils.set_random_seed``.
         sample_weight: of the rows, shape (rows,), as ``DDE.fit`` takes them.
@@ -57,7 +60,7 @@ def table_density(
     Raises:
         ValueError: wrong shape, NaN or infinity, fewer than two rows, or bad weights.
     """
-    x = check_rows(x, "x", np.shape(x)[1:2] or (1,))
+    x = check_rows(x, "x", np.shape(x)[1:2] or (1,), dtype=row_dtype(normalization))
     weights = check_weights(sample_weight, len(x))
     n, levels = x.shape[1], isinstance(noise, LogUniform)
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
@@ -74,7 +77,7 @@ def paper_table_density(
     noise: Noise,
     width: int = 64,
     depth: int = 25,
-    normalization: keras.layers.Normalization | None = None,
+    normalization: keras.layers.Normalization | Schema | None = None,
     seed: int | None = None,
 ) -> DDE:
     """Return the paper's density of a table, a residual MLP, with a Gaussian base.
@@ -82,7 +85,7 @@ def paper_table_density(
     Arguments, return value and errors are those of ``table_density``; ``noise`` has one level,
     as ``Constant`` and ``Decay`` have.
     """
-    x = check_rows(x, "x", np.shape(x)[1:2] or (1,))
+    x = check_rows(x, "x", np.shape(x)[1:2] or (1,), dtype=row_dtype(normalization))
     n = x.shape[1]
     network = networks.residual_mlp(n, width, depth)
     dde = DDE(network, noise, GaussianBase(n), normalization, antithetic=True, seed=seed)

@@ -28,23 +28,25 @@ from tfdde.networks.fixed_condition import fix
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.normalization import (
     adapt,
+    adaptable,
     check_normalization,
+    check_resolution,
     log_scale,
+    row_dtype,
     standardize,
-    statistics,
 )
 from tfdde.noise import Constant, Decay, LogUniform, Noise, check_level
 from tfdde.partition.estimate import estimate, estimate_by_condition, too_low
 from tfdde.partition.evaluator import CHUNK, Evaluator, LogDensity
 from tfdde.partition.result import LogPartition, LogPartitions
 from tfdde.partition.rows import RowDraws
+from tfdde.tables.schema import Schema
 from tfdde.utils import random
 from tfdde.utils.checks import (
     check_conditions,
     check_integer,
     check_pixels,
     check_rows,
-    check_spread,
     check_weights,
     to_conditions,
     to_rows,
@@ -118,8 +120,9 @@ class DDE(Trainer):
         base: Gaussian whose log-density is added to the network's output. By default there is
             none, as in the paper, and then e^s need not be integrable; with ``LogUniform`` noise
             it is the standard normal by default. ``adapt`` fits it to data.
-        normalization: layer that standardises the data. Sigma is then in standardised units,
-            while log-density and score are in the data's own units, Jacobian included.
+        normalization: layer that standardises the data, or the ``tfdde.tables.Schema`` of a
+            table. Sigma is then in standardised units, while log-density and score are in the
+            data's own units, Jacobian included.
         antithetic: train on each row twice, at x + eta and at x - eta. The largest random term
             of the two losses cancels, so this beats twice the rows at the same cost.
         time_weight: with ``LogUniform`` noise, the weight of time-score matching
@@ -143,7 +146,7 @@ class DDE(Trainer):
         network: keras.Model,
         noise: Noise | None = None,
         base: GaussianBase | None = None,
-        normalization: keras.layers.Normalization | None = None,
+        normalization: keras.layers.Normalization | Schema | None = None,
         antithetic: bool = False,
         time_weight: float = 0.5,
         seed: int | None = None,
@@ -189,6 +192,7 @@ class DDE(Trainer):
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM,
         )
+        self.autocast = self.row_dtype == "float32"  # Keras would round the rows
         self.built = True
 
     # Before training.
@@ -197,7 +201,7 @@ class DDE(Trainer):
         """Take the means and scales of ``normalization`` and the Gaussian ``base`` from data.
 
         Call it before ``fit``. A normalization whose ``mean`` and ``variance`` were given to its
-        constructor keeps them.
+        constructor keeps them, and so does a ``Schema``.
 
         Args:
             x: array of shape (rows, *data_shape).
@@ -208,14 +212,14 @@ class DDE(Trainer):
                 weights, or columns whose spread is 0 or lost in float32.
         """
         self.before_weights_change()
-        adaptable = self.normalization is not None and self.normalization.input_mean is None
-        if not adaptable and self.base is None:
+        found_here = adaptable(self.normalization)
+        if not found_here and self.base is None:
             raise ValueError("There is neither a `normalization` nor a `base` to adapt.")
-        rows = check_pixels(check_rows(x, "x", self.data_shape), "x")
+        rows = check_pixels(check_rows(x, "x", self.data_shape, dtype=self.row_dtype), "x")
         weights = check_weights(sample_weight, len(rows))
         if len(rows) < 2:
             raise ValueError(f"`x` must have at least 2 rows to adapt to, got {len(rows)}.")
-        if adaptable:
+        if found_here:
             adapt(self.normalization, rows, self.noise.levels[0], weights)
         inside = self.inside(tf.constant(rows)).numpy()
         if self.base is not None:
@@ -245,7 +249,7 @@ class DDE(Trainer):
         """
         self.before_weights_change()
         rng = np.random.default_rng(self.seed)
-        rows = check_rows(x, "x", self.data_shape)
+        rows = check_rows(x, "x", self.data_shape, dtype=self.row_dtype)
         weights = check_weights(sample_weight, len(rows))
         draws = RowDraws(len(rows), None if weights is None else weights.astype(np.float64))
         rows = rows[draws.take(min(len(rows), COMPONENT_ROWS), rng)]
@@ -257,11 +261,13 @@ class DDE(Trainer):
         initial_weights.at_independent_components(self.network, blurred.numpy(), self.seed)
 
     def check_resolution(self, rows: np.ndarray, name: str) -> None:
-        """Refuse rows, with a ValueError, if their float32 can't hold noise of the lowest level."""
-        deviation: Any = 1.0
-        if self.normalization is not None:
-            deviation = np.sqrt(statistics(self.normalization)[1].numpy()[0])
-        check_spread(rows, deviation, self.noise.levels[0], name)
+        """Refuse rows, with a ValueError, if their dtype can't hold noise of the lowest level."""
+        check_resolution(self.normalization, rows, self.noise.levels[0], name)
+
+    @property
+    def row_dtype(self) -> str:
+        """The dtype of rows: "float64" if the ``normalization`` is a schema that needs it."""
+        return row_dtype(self.normalization)
 
     def compile(
         self,
@@ -347,6 +353,11 @@ class DDE(Trainer):
         """
         if isinstance(x, list | tuple):
             x, condition = x
+        if x.dtype != self.row_dtype and self.row_dtype == "float64":
+            raise ValueError(
+                f"`x` must be of float64, since float32 can't hold the rows, got {x.dtype}: "
+                "`predict` rounds rows, `log_density` does not."
+            )
         conditions = [] if condition is None else [condition]
         return self._in_data_units(x, tf.constant(self.noise.sigma, tf.float32), *conditions)
 
@@ -656,7 +667,7 @@ class DDE(Trainer):
         Pixels may have the noise of ``level``.
         """
         self._follow_base()
-        rows = to_rows(x, "x", self.data_shape)
+        rows = to_rows(x, "x", self.data_shape, self.row_dtype)
         values_known = not tf.is_tensor(x) or tf.executing_eagerly()
         if values_known and len(self.data_shape) == 3:
             margin = 10 * max(level, self.noise.sigma)
@@ -670,7 +681,8 @@ class DDE(Trainer):
     @cached_property
     def _score(self) -> Callable[..., tf.Tensor]:
         def score(x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-            return score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
+            score = score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
+            return tf.cast(score, tf.float32)
 
         return tf.function(score, reduce_retracing=True, autograph=False)
 
@@ -804,7 +816,8 @@ class DDE(Trainer):
                 many conditions, or too few rows of one.
         """
         self._follow_base()
-        rows = check_pixels(check_rows(data, "data", self.data_shape), "data")
+        rows = check_rows(data, "data", self.data_shape, dtype=self.row_dtype)
+        rows = check_pixels(rows, "data")
         self.check_resolution(rows, "data")
         self._level(sigma)
         c = check_conditions(conditions, self.condition_dim, len(rows), single=True)

@@ -308,11 +308,20 @@ class Trainer(keras.Model):
     def training_data(self) -> TrainingData:
         """What ``fit`` and ``evaluate`` accept."""
         return TrainingData(
-            self.data_shape, self.condition_dim, self.weighted, self.check_resolution
+            self.data_shape,
+            self.condition_dim,
+            self.weighted,
+            self.check_resolution,
+            self.row_dtype,
         )
 
+    @property
+    def row_dtype(self) -> str:
+        """The dtype of rows."""
+        return "float32"
+
     def check_resolution(self, rows: np.ndarray, name: str) -> None:
-        """Refuse rows, with a ValueError, if their float32 can't hold noise of the lowest level."""
+        """Refuse rows, with a ValueError, if their dtype can't hold noise of the lowest level."""
         raise NotImplementedError
 
     def trained_parts(self) -> list[tuple[Any, keras.Model, str]]:

@@ -71,7 +71,8 @@ class TrainingData:
         shape: of one row.
         width: entries of a condition, 0 for a model that takes none.
         weighted: whether the rows may have weights.
-        check_resolution: raises ValueError for arrays, of the given name, that float32 can't hold.
+        check_resolution: raises ValueError for arrays, of the given name, that lose the noise.
+        dtype: of the rows.
     """
 
     def __init__(
@@ -80,8 +81,9 @@ class TrainingData:
         width: int,
         weighted: bool,
         check_resolution: Callable[[np.ndarray, str], None],
+        dtype: str = "float32",
     ):
-        self.shape, self.width, self.weighted = shape, width, weighted
+        self.shape, self.width, self.weighted, self.dtype = shape, width, weighted, dtype
         self.check_resolution = check_resolution
 
     def check(
@@ -109,7 +111,7 @@ class TrainingData:
                         "and what belongs to them."
                     )
             return self._check_batches(x, names[0])
-        rows = check_pixels(check_rows(x, names[0], self.shape), names[0])
+        rows = check_pixels(check_rows(x, names[0], self.shape, dtype=self.dtype), names[0])
         self.check_resolution(rows, names[0])
         if weights is not None and not self.weighted:
             raise ValueError(
@@ -206,11 +208,15 @@ class TrainingData:
         return parts + [part for part in others if part is not None]
 
     def batch(self, data: Any) -> Batch:
-        """The float32 tensors of what Keras passes to a step, whose values the graph checks."""
+        """The tensors of what Keras passes to a step, whose values the graph checks.
+
+        Rows have ``dtype``, all others are float32.
+        """
         shapes = [self.shape, *[(self.width,)] * bool(self.width), ()]
+        dtypes = [self.dtype, "float32", "float32"]
         x, *others = (
-            tf.ensure_shape(tf.cast(part, tf.float32), (None, *part_shape))
-            for part, part_shape in zip(self._parts(data), shapes, strict=False)
+            tf.ensure_shape(tf.cast(part, dtype), (None, *part_shape))
+            for part, part_shape, dtype in zip(self._parts(data), shapes, dtypes, strict=False)
         )
         condition = [others.pop(0)] if self.width else []
         weights = others[0] if others else None

@@ -1,4 +1,6 @@
-"""Standardise rows by a ``keras.layers.Normalization``, whose statistics are read as variables.
+"""Standardise rows by a ``tfdde.tables.Schema`` or a ``keras.layers.Normalization``.
+
+The statistics of a ``Normalization`` are read as variables.
 
 Keras copies them into constants, ``mean`` and ``variance``, when ``adapt`` is called or a file is
 loaded. A traced function would keep the constants of its first call, and ``set_weights`` does not
@@ -13,12 +15,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdde.tables.schema import Schema
 from tfdde.utils.checks import LARGEST_DEVIATION, check_spread
 from tfdde.utils.statistics import mean_and_variance
 
 
-def statistics(layer: keras.layers.Normalization) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of a built layer, as float32 tensors that broadcast to its rows."""
+def statistics(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of a built layer, as tensors that broadcast to its rows.
+
+    They are float64 for a schema, otherwise float32.
+    """
+    if isinstance(layer, Schema):
+        return tf.constant(layer.location[None]), tf.constant(np.square(layer.scale)[None])
     if layer.input_mean is not None:  # given to the constructor, so there are no variables
         mean, variance = layer.mean, layer.variance
     else:
@@ -30,8 +38,18 @@ def statistics(layer: keras.layers.Normalization) -> tuple[tf.Tensor, tf.Tensor]
 
 def check_normalization(layer: Any, shape: tuple[int, ...]) -> None:
     """Build a layer for rows of ``shape``, or raise ValueError if it does not standardise."""
+    if isinstance(layer, Schema):
+        if shape != (len(layer.columns),):
+            raise ValueError(
+                f"`normalization` must have as many columns as the network's input, {shape}, got "
+                f"a Schema of {len(layer.columns)}."
+            )
+        return
     if not isinstance(layer, keras.layers.Normalization):
-        raise ValueError(f"`normalization` must be a keras.layers.Normalization, got {layer!r}.")
+        raise ValueError(
+            "`normalization` must be a tfdde.tables.Schema or a keras.layers.Normalization, got "
+            f"{layer!r}."
+        )
     if layer.invert:
         raise ValueError("`normalization` must standardise the rows, got one with invert=True.")
     if layer.input_mean is not None:
@@ -80,13 +98,43 @@ def scale(variance: tf.Tensor) -> tf.Tensor:
     return tf.maximum(tf.sqrt(variance), keras.config.epsilon())
 
 
-def standardize(layer: keras.layers.Normalization, x: tf.Tensor) -> tf.Tensor:
+def adaptable(layer: Any) -> bool:
+    """Whether ``adapt`` finds the statistics of a layer, which were not given to it."""
+    return isinstance(layer, keras.layers.Normalization) and layer.input_mean is None
+
+
+def row_dtype(layer: Any) -> str:
+    """The dtype that rows must have before they are standardised."""
+    return layer.row_dtype if isinstance(layer, Schema) else "float32"
+
+
+def check_resolution(layer: Any, rows: np.ndarray, sigma: float, name: str) -> None:
+    """Raise ValueError if the dtype of the rows can't hold noise of ``sigma`` inside of the layer.
+
+    Args:
+        layer: a built layer, or None.
+        rows: shape (rows, *shape).
+        sigma: noise level, in standardised units.
+        name: of the argument.
+    """
+    if isinstance(layer, Schema):
+        layer.check_resolution(sigma, name)
+    else:
+        deviation = 1.0 if layer is None else np.sqrt(statistics(layer)[1].numpy()[0])
+        check_spread(rows, deviation, sigma, name)
+
+
+def standardize(layer: Any, x: tf.Tensor) -> tf.Tensor:
     """(x - mean) / scale, as the layer itself computes it from up-to-date constants."""
+    if isinstance(layer, Schema):
+        return layer.inside(x)
     mean, variance = statistics(layer)
     return (x - mean) / scale(variance)
 
 
-def log_scale(layer: keras.layers.Normalization, shape: tuple[int, ...]) -> tf.Tensor:
+def log_scale(layer: Any, shape: tuple[int, ...]) -> tf.Tensor:
     """Log of the Jacobian determinant of ``standardize`` for rows of ``shape``: a scalar."""
+    if isinstance(layer, Schema):
+        return tf.constant(layer.log_scale(), tf.float32)
     _, variance = statistics(layer)
     return -tf.reduce_sum(tf.math.log(scale(tf.broadcast_to(variance, (1, *shape)))))

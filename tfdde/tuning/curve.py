@@ -146,9 +146,13 @@ def select_sigma(
             "`dde` must be a density without conditions, got one that takes "
             f"{dde.condition_dim} entries; dde.given(condition) is such a density."
         )
-    rows = check_rows(validation, "validation", dde.data_shape)
-    start = rows if starts is None else check_rows(starts, "starts", dde.data_shape)
-    known = None if training is None else check_rows(training, "training", dde.data_shape)
+
+    def checked_rows(x: Any, name: str) -> np.ndarray:
+        return check_rows(x, name, dde.data_shape, dtype=dde.row_dtype)
+
+    rows = checked_rows(validation, "validation")
+    start = rows if starts is None else checked_rows(starts, "starts")
+    known = None if training is None else checked_rows(training, "training")
     arrays = {"validation": rows, "starts": start}
     if known is not None:
         arrays["training"] = known

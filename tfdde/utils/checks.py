@@ -36,8 +36,14 @@ def describe(shape: tuple[int, ...]) -> str:
     return f"(rows, {', '.join(map(str, shape))})" if shape else "(rows,)"
 
 
-def check_rows(x: Any, name: str, shape: tuple[int, ...], allow_empty: bool = False) -> np.ndarray:
-    """Return ``x`` as a finite float32 array of shape (rows, *shape).
+def check_rows(
+    x: Any,
+    name: str,
+    shape: tuple[int, ...],
+    allow_empty: bool = False,
+    dtype: str = "float32",
+) -> np.ndarray:
+    """Return ``x`` as a finite array of shape (rows, *shape), in float32 or another ``dtype``.
 
     Raises:
         ValueError: not numeric, wrong rank or width, no rows, NaN or infinity.
@@ -46,7 +52,7 @@ def check_rows(x: Any, name: str, shape: tuple[int, ...], allow_empty: bool = Fa
         array = np.asarray(x)
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
             raise TypeError(f"dtype {array.dtype}")
-        array = np.asarray(array, np.float32)
+        array = np.asarray(array, dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`{name}` must be an array of numbers of shape {describe(shape)}: {error}."
@@ -188,8 +194,8 @@ def check_conditions(
     return array
 
 
-def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> Any:
-    """Return float32 rows to evaluate a model at: a checked array, or the tensor given.
+def to_rows(x: Any, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    """Return rows of ``dtype`` to evaluate a model at: a checked array, or the tensor given.
 
     Of a tensor, which may be symbolic, only the shape is checked.
     """
@@ -198,8 +204,8 @@ def to_rows(x: Any, name: str, shape: tuple[int, ...]) -> Any:
             raise ValueError(
                 f"`{name}` must have shape (rows, {', '.join(map(str, shape))}), got {x.shape}."
             )
-        return tf.cast(x, tf.float32)
-    return check_rows(x, name, shape, allow_empty=True)
+        return tf.cast(x, dtype)
+    return check_rows(x, name, shape, allow_empty=True, dtype=dtype)
 
 
 def to_conditions(conditions: Any, width: int, x: Any) -> list[Any]:

@@ -1,0 +1,103 @@
+"""What is learned of a single column: its centre and scale, and what is odd about it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+SIZES = (1e-100, 1e100)  # that scales must have, so that no square leaves float64
+FAR = 3.0  # a standard deviation so many times the inner scale is that of a few far values
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table, as ``Schema.learn`` found it.
+
+    Attributes:
+        name: of the column.
+        location: what is subtracted from its values: their mean, or their median if a few values
+            lie far outside.
+        scale: what they are divided by then: their standard deviation, or that of the inner values.
+        median: of the values, which stands for missing ones in rows to score.
+    """
+
+    name: str
+    location: float
+    scale: float
+    median: float
+
+
+def learn_column(
+    name: str, values: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[Column, str | None]:
+    """Find centre and scale of a column.
+
+    They are mean and standard deviation. If the latter is more than three times the distance of
+    the 10 % and 90 % quantiles, in units of a normal distribution's, then a few far values make
+    it. Centre and scale are then the median and that distance, which far values do not move.
+
+    >>> rng = np.random.default_rng(0)
+    >>> values = np.append(rng.normal(size=500), 1e9)
+    >>> column, notice = tfdde.tables.columns.learn_column("a", values)
+    >>> abs(column.location) < 0.1, 0.9 < column.scale < 1.1
+    (True, True)
+    >>> notice
+    "Column 'a' has far values: it is standardised by its median and inner quantiles."
+
+    Args:
+        name: of the column.
+        values: float64 (rows,), finite.
+        weights: of the rows, (rows,), not negative.
+
+    Returns:
+        The column, and a sentence about it or None.
+
+    Raises:
+        ValueError: the column is constant, or its spread is lost in float64.
+    """
+    if not len(values):
+        raise ValueError(f"Column {name!r} has no values: leave it out.")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise ValueError(f"Column {name!r} is constant ({low:g}): it has no density. Leave it out.")
+    # Sums of the values themselves could overflow, or lose digits.
+    size = max(abs(low), abs(high))
+    scaled = values / size
+    mean = float(np.average(scaled, weights=weights))
+    deviation = float(np.sqrt(np.average(np.square(scaled - mean), weights=weights)))
+    first, median, last = quantiles(scaled, (0.1, 0.5, 0.9), weights)
+    inner = (last - first) / 2.563  # the same quantiles of N(0, 1) are so far apart
+    notice = None
+    if deviation > FAR * inner > 0:
+        mean, deviation = median, inner
+        notice = (
+            f"Column {name!r} has far values: it is standardised by its median and inner quantiles."
+        )
+    column = Column(name, mean * size, deviation * size, median * size)
+    if not SIZES[0] < column.scale < SIZES[1] or not rounding(column, np.float64) < 1e-3:
+        raise ValueError(
+            f"Column {name!r} is nearly constant, or too small or large for float64: its values "
+            f"are in [{low!r}, {high!r}]. Centre and rescale it, or leave it out."
+        )
+    return column, notice
+
+
+def quantiles(
+    values: np.ndarray, shares: tuple[float, ...], weights: np.ndarray | None = None
+) -> tuple[float, ...]:
+    """Quantiles of values whose weights say how often each of them counts."""
+    if weights is None:
+        return tuple(np.quantile(values, shares).tolist())
+    order = np.argsort(values)
+    below = np.cumsum(weights[order], dtype=np.float64)
+    return tuple(values[order[np.searchsorted(below, np.multiply(shares, below[-1]))]].tolist())
+
+
+def rounding(column: Column, dtype: type) -> float:
+    """Four times the rounding error of a column's typical value, in units of its scale.
+
+    Noise must be larger, or it is lost.
+    """
+    ratio = (abs(column.location) + column.scale) / column.scale
+    return float(4 * np.finfo(dtype).eps * ratio)
