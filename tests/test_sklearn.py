@@ -7,6 +7,8 @@ import sys
 
 import joblib
 import numpy as np
+import pandas as pd
+import pyarrow
 import pytest
 from mixtures import three
 from scipy.stats import norm
@@ -215,19 +217,97 @@ def test_weighted_rows_have_the_density_of_as_many_rows():
             tiny().fit(x, sample_weight=bad)
 
 
-def test_a_column_without_a_density_is_refused():
-    x = np.random.default_rng(0).normal(size=(50, 4))
-    x[:, 1] = 0.1
-    x[:, 3] += 1e9
-    with pytest.raises(ValueError, match=r"Columns \[1, 3\] of `X` are constant, or .* float32"):
-        tiny().fit(x)
-    with pytest.raises(ValueError, match=r"Columns \[0\]"):
-        tiny().fit(x[:, [0, 2]] * [1e-9, 1.0])
+def test_a_column_without_a_density_is_refused_by_name():
+    x = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 4)), columns=list("abcd"))
+    for bad, message in (
+        (x.assign(b=0.1), r"Column 'b' is constant \(0.1\)"),
+        (x.assign(d=2 * x.a), "Columns 'a' and 'd' are linearly dependent: no density in 4 dim"),
+        (x.assign(c=pd.Categorical(["x", "y"] * 25)), "Column 'c' must hold numbers, got categ"),
+        (x.assign(c=pd.date_range("2020", periods=50)), "Column 'c' must hold numbers, got dates"),
+        (x.assign(c=["x"] * 50), "Column 'c' must hold numbers, got text or other objects"),
+        (x.assign(c=x.c.where(x.c > 0)), r"missing \(NaN\) in 'c' in \d+ of 50 rows: .*impute"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny().fit(bad)
+    with pytest.raises(ValueError, match="Columns '0' and '4' are linearly dependent"):
+        tiny().fit(np.column_stack([x, 2 * x.a]))
+
+
+PLANE = np.random.default_rng(3).standard_normal((500, 2))
+
+
+def plane(**kwargs):
+    settings = {"sigma": 0.2, "width": 32, "depth": 2, "steps": 300, "partition_samples": 2_000}
+    return DDEstimator(random_state=0, **{**settings, **kwargs})
+
+
+def test_columns_of_any_scale_have_the_density_of_standardised_ones():
+    """The fit is that of the columns standardised by hand in float64, in other units."""
+    x = PLANE * [1e-12, 1e12] + [0.0, 1e13]
+    x = np.column_stack([x, 1.7e9 + np.random.default_rng(4).random(500)])
+    centre, scale = x.mean(axis=0), np.sqrt(np.square(x - x.mean(axis=0)).mean(axis=0))
+    z = (x - centre) / scale
+    raw, by_hand = plane().fit(x), plane().fit(z)
+    assert raw.schema_.row_dtype == "float64"
+    difference = raw.score_samples(x) + np.log(scale).sum() - by_hand.score_samples(z)
+    # A last digit of a row that rounds to the other side makes another training.
+    assert abs(difference.mean()) < 0.1 and difference.std() < 0.15
+    drawn = raw.sample(2_000, random_state=0)
+    np.testing.assert_allclose((drawn.mean(axis=0) - centre) / scale, 0, atol=0.15)
+    np.testing.assert_allclose(drawn.std(axis=0) / scale, np.sqrt(1 + 0.2**2), rtol=0.1)
+
+
+def test_one_far_value_is_unlikely_alone():
+    x = PLANE.copy()
+    x[7, 0] = 1e9
+    far = np.arange(500) == 7
+    values = plane().fit(x).score_samples(x)
+    without = plane().fit(x[~far]).score_samples(x[~far])
+    difference = values[~far] - without
+    # Both have the error of log Z, and another network starts at each.
+    assert abs(np.median(difference)) < 0.1 and abs(difference.mean()) < 0.1
+    assert np.quantile(np.abs(difference), 0.9) < 0.25
+    assert values[7] < without.min() - 10
+
+
+@pytest.mark.usefixtures("quick")
+def test_names_of_columns_are_kept_and_their_order_is_checked():
+    x = pd.DataFrame(PLANE, columns=["a", "b"])
+    estimator = tiny().fit(x)
+    assert estimator.feature_names_in_.tolist() == ["a", "b"] == list(estimator.schema_.names)
+    values = estimator.score_samples(x)
+    with pytest.raises(ValueError, match="(?s)must be in the same order as they were in fit"):
+        estimator.score_samples(x[["b", "a"]])
+    with pytest.raises(ValueError, match="(?s)Feature names unseen at fit time:.*more"):
+        estimator.score_samples(x.assign(more=1.0))
+    arrow = pyarrow.Table.from_pandas(x)
+    np.testing.assert_array_equal(estimator.score_samples(arrow), values)
+    again = tiny().fit(arrow)
+    assert again.feature_names_in_.tolist() == ["a", "b"]
+    np.testing.assert_array_equal(again.score_samples(x), values)
+
+
+@pytest.mark.usefixtures("quick")
+def test_gaps_are_filled_and_dependent_columns_dropped_on_request(capsys):
+    x = pd.DataFrame(PLANE, columns=["a", "b"])
+    x = x.assign(c=x.a - x.b)
+    x.loc[::10, "b"] = np.nan
+    estimator = tiny(missing="impute", dependent="drop", verbose=2).fit(x)
+    assert estimator.schema_.names == ("a", "b")
+    told = capsys.readouterr().out
+    assert "Column 'b' misses 50 of 500 values" in told
+    assert "Column 'c' is left out: it is a combination of 'a', 'b'." in told
+    values = estimator.score_samples(x)
+    filled = x.assign(b=x.b.fillna(x.b.median()))
+    np.testing.assert_array_equal(estimator.score_samples(filled), values)
+    assert estimator.sample(3).shape == (3, 2)
+    copy = pickle.loads(pickle.dumps(estimator))
+    np.testing.assert_array_equal(copy.score_samples(x), values)
 
 
 def test_a_sigma_that_float32_cannot_hold_is_to_blame_itself():
     x = np.random.default_rng(0).normal(500.0, 100.0, (50, 2))
-    with pytest.raises(ValueError, match=r"`sigma` must be at least 4e-06, got 1e-06: .* `X`"):
+    with pytest.raises(ValueError, match=r"`sigma` must be at least 5e-06, got 1e-06: .* `X`"):
         tiny(sigma=1e-6).fit(x)
 
 

@@ -21,7 +21,9 @@ from tfdde.noise import LogUniform
 from tfdde.partition.evaluator import CHUNK
 from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
 from tfdde.recipes import table_density
-from tfdde.utils.checks import check_integer, check_positive, check_spread, check_weights
+from tfdde.tables import Schema
+from tfdde.tables.frames import as_frame, check_kind, is_frame
+from tfdde.utils.checks import check_integer, check_positive, check_weights
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin
@@ -43,11 +45,11 @@ CHAINS = 100  # samples that run together at least: their mean acceptance adapts
 class DDEstimator(DensityMixin, BaseEstimator):
     """Normalised log-density of tabular data, and samples of it, as a scikit-learn estimator.
 
-    The columns are standardised, a ``DDE`` is trained at all noise levels from ``sigma`` to
-    ``sigma_max``, and the ladder finds log Z at ``sigma``.  The density is that of the data
-    blurred by ``sigma`` standard deviations of each column.  If log Z can't be trusted, ``fit``
-    warns and ``score_samples`` raises an error, so that a search never compares log-densities that
-    are not normalised.
+    A ``tfdde.tables.Schema`` standardises the columns, a ``DDE`` is trained at all noise levels
+    from ``sigma`` to ``sigma_max``, and the ladder finds log Z at ``sigma``.  The density is that
+    of the data blurred by ``sigma`` standard deviations of each column.  If log Z can't be
+    trusted, ``fit`` warns and ``score_samples`` raises an error, so that a search never compares
+    log-densities that are not normalised.
 
     >>> from tfdde.sklearn import DDEstimator
     >>> small = {"width": 16, "depth": 1, "steps": 60}
@@ -72,12 +74,18 @@ class DDEstimator(DensityMixin, BaseEstimator):
         batch_size: rows of a step, each with two opposite noises; may exceed the rows of X.
         learning_rate: Adam's at the start; it falls to 0 by a cosine.
         partition_samples: samples at each noise level of the ladder, >= 200.
+        missing: "impute": draws of a column's other values stand for missing values (NaN) in
+            training, and its median in rows to score; None refuses missing values.
+        dependent: "drop": the density is that of the columns without those that are linear
+            combinations of earlier ones; None refuses such columns.
         random_state: int, RandomState or None; an int gives the same fit each time.
-        verbose: 0, 1 or 2, as in ``keras.Model.fit``.
+        verbose: 0, 1 or 2, as in ``keras.Model.fit``; above 0 ``fit`` prints what was done to the
+            columns.
 
     Attributes:
         dde_: the trained ``DDE``, in the units of X: its ``score`` is the gradient of the
             log-density, and its ``anomaly_score`` and ``anomaly_threshold`` find outliers.
+        schema_: what is known of the columns; its ``notices`` say what was done to them.
         log_partition_: the ``LogPartition`` of ``dde_``: log Z with its error.
         n_features_in_: number of columns.
         feature_names_in_: names of the columns, if X had any.
@@ -93,6 +101,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
         batch_size: int = 512,
         learning_rate: float = 2e-3,
         partition_samples: int = 5_000,
+        missing: str | None = None,
+        dependent: str | None = None,
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -104,6 +114,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.partition_samples = partition_samples
+        self.missing = missing
+        self.dependent = dependent
         self.random_state = random_state
         self.verbose = verbose
 
@@ -113,7 +125,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         With 1,000 rows or more, a tenth of them is held back from training and used for log Z.
 
         Args:
-            X: array-like of shape (rows, columns), at least 2 rows.
+            X: DataFrame, Arrow table or array-like of shape (rows, columns), at least 2 rows.
             y: ignored.
             sample_weight: array-like of shape (rows,), >= 0: the density is that of data in which
                 each row comes ``sample_weight`` times.
@@ -123,7 +135,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
 
         Raises:
             ValueError: wrong shape, NaN or infinity, a parameter out of range, bad weights, or a
-                column that is constant or nearly so.
+                column that is constant, does not hold numbers, or depends on others.
             DivergedError: the loss stopped being finite.
         """
         del y
@@ -133,7 +145,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         steps, batch_size = (check_integer(getattr(self, k), k) for k in ("steps", "batch_size"))
         samples = check_integer(self.partition_samples, "partition_samples", TRUSTED_SAMPLES)
         rate = check_positive(self.learning_rate, "learning_rate")
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)  # noqa: N806
+        X = self._table(X, ensure_min_samples=2)  # noqa: N806
         weights = check_weights(sample_weight, len(X))
         if weights is not None:  # rows of weight 0 are no rows
             X, weights = X[weights > 0], weights[weights > 0]  # noqa: N806
@@ -141,15 +153,24 @@ class DDEstimator(DensityMixin, BaseEstimator):
         seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=3)]
 
         order = rng.permutation(len(X))
-        rows = X[order].astype(np.float32)
-        check_spread(rows, X.std(axis=0), sigma, "X")
+        schema = Schema.learn(
+            X,
+            getattr(self, "feature_names_in_", None),
+            missing=self.missing,
+            dependent=self.dependent,
+            sample_weight=weights,
+        )
+        schema.check_resolution(sigma, "X")
+        if self.verbose:
+            print(*schema.notices, sep="\n", end="\n" * bool(schema.notices))
+        rows = schema.training_rows(X[order], seeds[1])
         held_back = int(HELD_BACK * len(rows)) if len(rows) >= ENOUGH else 0
         train, kept = rows[held_back:], slice(held_back or None)
         shares = None if weights is None else weights[order]
         train_shares = None if shares is None else shares[held_back:]
-        noise, layer = LogUniform(sigma, self.sigma_max), keras.layers.Normalization(axis=-1)
+        noise = LogUniform(sigma, self.sigma_max)
         with _initializers_seeded(seeds[0]):
-            settings = self.width, self.depth, layer, seeds[1], train_shares
+            settings = self.width, self.depth, schema, seeds[1], train_shares
             dde = table_density(train, noise, *settings)
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         dde.compile(keras.optimizers.Adam(schedule, use_ema=True))
@@ -169,6 +190,27 @@ class DDEstimator(DensityMixin, BaseEstimator):
             self._start_chances = chances / chances.sum()
         return self
 
+    def _table(self, X: Any, **settings: Any) -> np.ndarray:  # noqa: N803
+        """The float64 numbers of a table, which may have gaps; refuses columns of other kinds."""
+        X = as_frame(X)  # noqa: N806
+        if is_frame(X):
+            for i, name in enumerate(X.columns):
+                check_kind(str(name), X.iloc[:, i])
+        settings |= {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+        return validate_data(self, X, **settings)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing is not None
+        return tags
+
+    @property
+    def schema_(self) -> Schema:
+        """Names, centres and scales of the columns, and what was done to them."""
+        schema = self.dde_.normalization
+        assert isinstance(schema, Schema)  # `fit` has made one
+        return schema
+
     @property
     def log_partition_(self) -> LogPartition | None:
         """Log Z of the standardised columns at ``sigma``, with its error."""
@@ -178,7 +220,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         """Return the normalised log-density of the blurred data at each row, in units of X.
 
         Args:
-            X: array-like of shape (rows, columns).
+            X: table of the columns that ``fit`` was given, in the same order.
 
         Returns:
             float32 array (rows,), in nats.
@@ -188,14 +230,14 @@ class DDEstimator(DensityMixin, BaseEstimator):
             ValueError: wrong shape, NaN or infinity, or log Z can't be trusted.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)  # noqa: N806
+        rows = self.schema_.rows(self._table(X, reset=False))
         if not self.dde_.normalized:
             raise ValueError(
                 f"This density has no trusted log Z: {self.log_partition_}. Fit with more "
                 "`steps`, more `partition_samples` or a larger `sigma`; values up to a constant "
-                "are dde_.log_density(X, normalized=False)."
+                "are dde_.log_density(schema_.rows(X), normalized=False)."
             )
-        return self.dde_.log_density(X, normalized=True).numpy()
+        return self.dde_.log_density(rows, normalized=True).numpy()
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Return the total log-likelihood of the rows, as ``KernelDensity.score`` does.
@@ -232,7 +274,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
             random_state: int, RandomState or None.
 
         Returns:
-            float64 array (n_samples, columns), in the units of X.
+            float64 array (n_samples, columns), in the units of X; without the columns that
+            ``dependent="drop"`` left out.
 
         Raises:
             NotFittedError: ``fit`` was not called.
@@ -253,10 +296,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             noise = rng.standard_normal(start.shape)
             noisy = (start + sigma * noise).astype(np.float32)
             chunks.append(moves(noisy, sigma, sigma, MOVES, int(rng.randint(2**31 - 1))))
-        z = np.concatenate(chunks)[:n_samples].astype(float)
-        layer = dde.normalization
-        assert layer is not None  # `fit` has made one
-        return z * np.sqrt(layer.variance.numpy().astype(float)) + layer.mean.numpy()
+        return self.schema_.outside(np.concatenate(chunks)[:n_samples])
 
 
 @contextlib.contextmanager
