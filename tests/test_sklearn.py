@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow
 import pytest
 from mixtures import three
-from scipy.stats import norm
+from scipy.stats import norm, poisson
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -268,6 +268,31 @@ def test_one_far_value_is_unlikely_alone():
     assert abs(np.median(difference)) < 0.1 and abs(difference.mean()) < 0.1
     assert np.quantile(np.abs(difference), 0.9) < 0.25
     assert values[7] < without.min() - 10
+
+
+def test_integers_have_the_density_of_their_probabilities():
+    x = np.random.default_rng(0).poisson(3, (2_000, 1)).astype(float)
+    estimator = plane(sigma=0.05, steps=1_000).fit(x)
+    assert estimator.schema_.dequantised == ("0",)
+    values, counts = np.unique(x, return_counts=True)
+    common = values[counts > 20, None]
+    # The noise of sigma hardly matters in the middle of a cell, whose ends are ten sigma away.
+    error = estimator.score_samples(common) - np.log(counts[counts > 20] / len(x))
+    assert np.abs(error).max() < 0.3 and np.abs(error).mean() < 0.15
+    assert abs(estimator.score_samples(x).mean() - poisson.logpmf(x, 3).mean()) < 0.15
+
+
+def test_a_value_that_many_rows_have_is_warned_about(monkeypatch):
+    x = PLANE.copy()
+    x[:150, 1] = 0.0
+
+    def stop(*args):
+        raise InterruptedError
+
+    monkeypatch.setattr("tfdde.sklearn.table_density", stop)
+    warned = pytest.warns(UserWarning, match="Column '1' has the value 0 in 30 % of the rows: the")
+    with warned, pytest.raises(InterruptedError):
+        tiny().fit(x)
 
 
 @pytest.mark.usefixtures("quick")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,6 +59,10 @@ class DDEstimator(DensityMixin, BaseEstimator):
     (3,)
     >>> estimator.sample(2, random_state=0).shape
     (2, 2)
+
+    Columns of integers, or of another grid, are trained with uniform noise of half a step to
+    either side: their density is that of the sum, so that at a value it is the value's
+    probability, blurred by ``sigma``, over the step.
 
     The density can memorise few rows: it then resembles that of ``KernelDensity`` with bandwidth
     ``sigma``.  Choose ``sigma``, and perhaps ``steps``, by held-out likelihood::
@@ -131,7 +136,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
                 each row comes ``sample_weight`` times.
 
         Returns:
-            The estimator itself.  A ``UserWarning`` tells if log Z can't be trusted.
+            The estimator itself.  A ``UserWarning`` tells if log Z can't be trusted, and names
+            columns in which many rows have one value.
 
         Raises:
             ValueError: wrong shape, NaN or infinity, a parameter out of range, bad weights, or a
@@ -161,6 +167,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
             sample_weight=weights,
         )
         schema.check_resolution(sigma, "X")
+        for message in schema.warnings:
+            warnings.warn(message, UserWarning, stacklevel=2)
         if self.verbose:
             print(*schema.notices, sep="\n", end="\n" * bool(schema.notices))
         rows = schema.training_rows(X[order], seeds[1])

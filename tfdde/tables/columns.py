@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from tfdde.tables.ties import grid_step, most_common
+
 SIZES = (1e-100, 1e100)  # that scales must have, so that no square leaves float64
 FAR = 3.0  # a standard deviation so many times the inner scale is that of a few far values
 
@@ -20,30 +22,35 @@ class Column:
             lie far outside.
         scale: what they are divided by then: their standard deviation, or that of the inner values.
         median: of the values, which stands for missing ones in rows to score.
+        step: of the grid that the values lie on, as 1 for integers; None if they lie on none.
     """
 
     name: str
     location: float
     scale: float
     median: float
+    step: float | None = None
 
 
 def learn_column(
     name: str, values: np.ndarray, weights: np.ndarray | None = None
-) -> tuple[Column, str | None]:
-    """Find centre and scale of a column.
+) -> tuple[Column, list[str], list[str]]:
+    """Find centre and scale of a column, and whether its values repeat.
 
     They are mean and standard deviation. If the latter is more than three times the distance of
     the 10 % and 90 % quantiles, in units of a normal distribution's, then a few far values make
     it. Centre and scale are then the median and that distance, which far values do not move.
 
+    Values on a grid, such as integers, are found with the step of the grid. A value that many rows
+    have in a column without a grid, as zeros among amounts of money, is warned about.
+
     >>> rng = np.random.default_rng(0)
     >>> values = np.append(rng.normal(size=500), 1e9)
-    >>> column, notice = tfdde.tables.columns.learn_column("a", values)
+    >>> column, notices, warnings = tfdde.tables.columns.learn_column("a", values)
     >>> abs(column.location) < 0.1, 0.9 < column.scale < 1.1
     (True, True)
-    >>> notice
-    "Column 'a' has far values: it is standardised by its median and inner quantiles."
+    >>> notices
+    ["Column 'a' has far values: it is standardised by its median and inner quantiles."]
 
     Args:
         name: of the column.
@@ -51,7 +58,7 @@ def learn_column(
         weights: of the rows, (rows,), not negative.
 
     Returns:
-        The column, and a sentence about it or None.
+        The column, and sentences on what is done to it and on what is still wrong with it.
 
     Raises:
         ValueError: the column is constant, or its spread is lost in float64.
@@ -68,19 +75,32 @@ def learn_column(
     deviation = float(np.sqrt(np.average(np.square(scaled - mean), weights=weights)))
     first, median, last = quantiles(scaled, (0.1, 0.5, 0.9), weights)
     inner = (last - first) / 2.563  # the same quantiles of N(0, 1) are so far apart
-    notice = None
+    notices, warnings = [], []
     if deviation > FAR * inner > 0:
         mean, deviation = median, inner
-        notice = (
+        notices.append(
             f"Column {name!r} has far values: it is standardised by its median and inner quantiles."
         )
-    column = Column(name, mean * size, deviation * size, median * size)
+    step = grid_step(values, deviation * size)
+    column = Column(name, mean * size, deviation * size, median * size, step)
     if not SIZES[0] < column.scale < SIZES[1] or not rounding(column, np.float64) < 1e-3:
         raise ValueError(
             f"Column {name!r} is nearly constant, or too small or large for float64: its values "
             f"are in [{low!r}, {high!r}]. Centre and rescale it, or leave it out."
         )
-    return column, notice
+    if step is not None:
+        what = "integers" if step == 1 and low == round(low) else "multiples of a step"
+        notices.append(
+            f"Column {name!r} holds {what}, {step:g} apart: uniform noise between -{step / 2:g} "
+            f"and {step / 2:g} is added in training, and its density is that of the sum."
+        )
+    elif tie := most_common(values):
+        warnings.append(
+            f"Column {name!r} has the value {tie[0]:g} in {100 * tie[1]:.0f} % of the rows: there "
+            "the log-density rises without bound as sigma falls. Learn these rows apart, or "
+            "compare densities at one sigma only."
+        )
+    return column, notices, warnings
 
 
 def quantiles(

@@ -116,7 +116,9 @@ class Schema(keras.layers.Layer):
         if len(x) < 2 or not found:
             raise ValueError(f"`data` must have at least 2 rows and a column, got shape {x.shape}.")
         check_values(x, found, missing is not None)
-        notices, columns = [], []
+        columns: list[Column] = []
+        notices: list[str] = []
+        warnings: list[str] = []
         for name, values in zip(found, x.T, strict=True):
             known = ~np.isnan(values)
             if not known.all():
@@ -125,9 +127,9 @@ class Schema(keras.layers.Layer):
                     "others stand for them in training, the median in rows to score."
                 )
             weights = None if sample_weight is None else sample_weight[known]
-            column, notice = learn_column(name, values[known], weights)
+            column, done, wrong = learn_column(name, values[known], weights)
             columns.append(column)
-            notices += [notice] if notice else []
+            notices, warnings = [*notices, *done], [*warnings, *wrong]
         z = (x - [c.location for c in columns]) / [c.scale for c in columns]
         depends = dependent_columns(z[~np.isnan(z).any(axis=1)])
         if depends and dependent is None:
@@ -139,7 +141,7 @@ class Schema(keras.layers.Layer):
             others = ", ".join(repr(found[i]) for i in parts)
             notices.append(f"Column {found[j]!r} is left out: it is a combination of {others}.")
         kept = [c for j, c in enumerate(columns) if j not in depends]
-        return cls(kept, found, missing is not None, notices)
+        return cls(kept, found, missing is not None, notices, warnings)
 
     def rows(self, data: Any) -> np.ndarray:
         """Return the rows of a table as the density takes them, to score them.
@@ -159,14 +161,24 @@ class Schema(keras.layers.Layer):
         return np.where(np.isnan(x), medians, x).astype(self.row_dtype)
 
     def training_rows(self, data: Any, seed: int) -> np.ndarray:
-        """Return the rows of a table to learn from: draws stand for missing values.
+        """Return the rows of a table to learn from, or to measure a likelihood at.
+
+        Draws of the other values of a column stand for missing ones. Values on a grid get uniform
+        noise of half a step to either side, so that they have a density at all.
 
         Args:
             data: as for ``rows``.
-            seed: of the draws.
+            seed: of the draws and the noise.
         """
         x = filled(self._numbers(data), np.random.default_rng([seed, 1]))
+        steps = [column.step or 0.0 for column in self.columns]
+        x += steps * np.random.default_rng([seed, 2]).uniform(-0.5, 0.5, x.shape)
         return x.astype(self.row_dtype)
+
+    @property
+    def dequantised(self) -> tuple[str, ...]:
+        """Names of the columns whose values lie on a grid: noise is added to them in training."""
+        return tuple(column.name for column in self.columns if column.step is not None)
 
     def _numbers(self, data: Any) -> np.ndarray:
         frame = as_frame(data)
