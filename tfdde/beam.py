@@ -118,7 +118,7 @@ class _Score(beam.DoFn):
         used = [*columns, *conditions]
         for name in used:
             blocks.check_numeric(name, table.schema.field(name).type, what)
-        values, reasons = blocks.numbers(table, used)
+        values, reasons = blocks.numbers(table, used, dtype=scorer.dtype)
         kept = table.select(self.keep)
         kept = kept.cast(blocks.plain(kept.schema))
         check_kept(kept.schema, scorer.names)

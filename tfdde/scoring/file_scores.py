@@ -120,7 +120,14 @@ def score_file(
     if columns is None and format_of(find_files(Path(source))[0][0]) != "tfrecord":
         columns = scorer.columns
     rows = Source(
-        Path(source), columns, conditions, keep, scorer.width, scorer.condition_dim, dialect
+        Path(source),
+        columns,
+        conditions,
+        keep,
+        scorer.width,
+        scorer.condition_dim,
+        dialect,
+        scorer.dtype,
     )
     if rows.skipped:
         names = ", ".join(sorted({path.name for path in rows.skipped})[:5])
@@ -268,7 +275,7 @@ def _write_parts(
 
 def _empty(source: Source, scorer: Scorer) -> Block:
     """Return a block without rows, which has the columns of all others."""
-    values = np.empty((0, scorer.width + scorer.condition_dim), np.float32)
+    values = np.empty((0, scorer.width + scorer.condition_dim), scorer.dtype)
     return Block(np.empty(0, np.int64), values, [], source.schema.empty_table())
 
 

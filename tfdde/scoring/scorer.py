@@ -14,6 +14,7 @@ from tfdde import serving
 from tfdde.datasets.readers.blocks import Block, pa
 from tfdde.datasets.readers.headers import reading
 from tfdde.serving import verify
+from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import read_object
 
@@ -44,6 +45,7 @@ class Scorer:
             ``unnormalized_log_density``.
         names: the columns of values: ``name`` and, if asked for, ``anomaly_score``.
         shape: the shape of a row as the model takes it.
+        dtype: of the rows, "float32", or "float64" for columns that need it.
         columns: the names of the columns that the model was trained on, if they are known and are
             not just numbers; else None.
         files: the files of the model.
@@ -93,8 +95,11 @@ class Scorer:
         result = folder / "result.json"
         if result.exists():
             self.columns = _names(read_object(result))
+        if isinstance(density.normalization, Schema):
+            self.columns = _names({"columns": list(density.normalization.names)})
         self.shape, self.condition_dim = density.data_shape, density.condition_dim
-        specs = {"x": tf.TensorSpec((None, *self.shape), tf.float32)}
+        self.dtype = density.row_dtype
+        specs = {"x": tf.TensorSpec((None, *self.shape), self.dtype)}
         if self.condition_dim:
             specs["condition"] = tf.TensorSpec((None, self.condition_dim), tf.float32)
         function = tf.function(
@@ -123,7 +128,7 @@ class Scorer:
                 f"and return log_density, but takes {', '.join(sorted(inputs))} and returns "
                 f"{', '.join(sorted(outputs))}: export it with tfdde."
             )
-        self.shape = tuple(inputs["x"].shape[1:])
+        self.shape, self.dtype = tuple(inputs["x"].shape[1:]), inputs["x"].dtype.name
         self.condition_dim = inputs["condition"].shape[1] if "condition" in inputs else 0
         self.files = sorted([folder / "saved_model.pb", *(folder / "variables").glob("*")])
         metadata = folder / "assets.extra" / "metadata.json"
@@ -138,7 +143,7 @@ class Scorer:
         """Return the log-densities, float32 (rows,).
 
         Args:
-            values: float32 (rows, width + condition_dim): each row followed by its condition.
+            values: of ``dtype``, (rows, width + condition_dim): each row followed by its condition.
         """
         results = [np.empty(0, np.float32)]
         for start in range(0, len(values), self.batch_rows):
@@ -146,7 +151,7 @@ class Scorer:
             x = batch[:, : self.width].reshape(-1, *self.shape)
             inputs = {"x": tf.constant(x)}
             if self.condition_dim:
-                inputs["condition"] = tf.constant(batch[:, self.width :])
+                inputs["condition"] = tf.constant(batch[:, self.width :], tf.float32)
             results.append(self._function(**inputs)["log_density"].numpy())
         return np.concatenate(results)
 

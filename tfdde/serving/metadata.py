@@ -22,6 +22,7 @@ from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks.normalization import statistics
 from tfdde.serving.verify import Errors
+from tfdde.tables.schema import Schema
 from tfdde.utils.files import read_object
 
 FACTS, CARD = "metadata.json", "model_card.md"  # file names beside a SavedModel
@@ -61,6 +62,7 @@ def facts(
         held_out = {name: result.get(name) for name in ("log_likelihood", "standard_error")}
         held_out["rows"] = result.get("rows", {}).get("test")
     layer = density.normalization
+    schema = layer if isinstance(layer, Schema) else None
     preprocessing: dict[str, Any] = {"by_the_caller": "none: rows in the data's own units"}
     if layer is None:
         preprocessing["inside"] = "none"
@@ -69,11 +71,14 @@ def facts(
         mean, variance = (np.ravel(v) for v in statistics(layer))
         preprocessing["mean"] = mean.tolist()
         preprocessing["standard_deviation"] = np.sqrt(variance).tolist()
+    if schema is not None:
+        preprocessing["dequantised"] = list(schema.dequantised)
+        preprocessing["notices"] = [*schema.notices, *schema.warnings]
     return {
         "sigma": density.noise.sigma,
         "sigma_unit": "the data's own" if layer is None else "standard deviations of the data",
         "input_shape": list(density.data_shape),
-        "columns": result.get("columns"),
+        "columns": result.get("columns") if schema is None else list(schema.names),
         "condition_dim": density.condition_dim,
         "latent_dim": None if generator is None else generator.latent_dim,
         "preprocessing": preprocessing,
@@ -101,9 +106,7 @@ def card(about: Mapping[str, Any]) -> str:
         "conditions": f", given a condition of {conditions} numbers," if conditions else "",
         "sampler": ", and a sampler of the same density in one step" if sampler else "",
         "signatures": "\n".join(map(_signature, about["signatures"].items())),
-        "columns": (
-            f"- Columns, in this order: {', '.join(about['columns'])}." if about["columns"] else ""
-        ),
+        "columns": _columns(about),
         "seeds": "- Equal seeds give equal samples." if sampler else "",
         "log_z": "\n".join(f"- {sentence}" for sentence in _log_z(about)),
         "held_out": _held_out(about["held_out"]),
@@ -201,6 +204,13 @@ def _estimate(log_z: Mapping[str, Any]) -> str:
         f"Normalised: log Z = {log_z['value']:.4f} ± {log_z['standard_error']:.4f} nats "
         f"(95 %: {log_z['lower']:.4f} to {log_z['upper']:.4f}; {log_z['method']})."
     )
+
+
+def _columns(about: Mapping[str, Any]) -> str:
+    lines = [*about["preprocessing"].get("notices", ())]
+    if about["columns"]:
+        lines.insert(0, f"Columns, in this order: {', '.join(about['columns'])}.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _held_out(measured: Mapping[str, Any] | None) -> str:

@@ -16,7 +16,7 @@ from tfdde.models.generator import Generator
 from tfdde.serving import metadata
 from tfdde.serving.counter_sampler import counter_sampler
 from tfdde.serving.signatures import BOUND, signatures
-from tfdde.serving.verify import Errors, ExportError, verify
+from tfdde.serving.verify import Errors, ExportError, check_single, verify
 from tfdde.utils.files import atomic_folder
 
 OPSET = 18
@@ -56,14 +56,15 @@ def export_onnx(
         FileExistsError: ``folder`` exists.
         ValueError: density and generator do not fit together, or a file in ``run`` is damaged.
         ImportError: tf2onnx or onnxruntime, which verifies the files, is not installed.
-        ExportError: a layer can't be converted, or the files disagree with Keras; none is written
-            then.
+        ExportError: the density needs rows in float64, a layer can't be converted, or the files
+            disagree with Keras; none is written then.
     """
     if not all(map(importlib.util.find_spec, ("tf2onnx", "onnxruntime"))):
         raise ImportError("ONNX export needs tf2onnx and onnxruntime: pip install 'tfdde[onnx]'.")
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"`folder` must not exist yet, got {os.fspath(folder)!r}.")
+    check_single(density, "ONNX")
     sampler, drawn = counter_sampler(generator)
     float64 = density.normalization is not None
     functions = signatures(density, generator, {"sample": sampler}, float64=float64)

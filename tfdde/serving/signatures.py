@@ -61,10 +61,10 @@ def signatures(
             f"does, got {generator.condition_dim}."
         )
 
-    def rows(name: str, *shape: int) -> tf.TensorSpec:
-        return tf.TensorSpec((batch_size, *shape), tf.float32, name=name)
+    def rows(name: str, *shape: int, dtype: str = "float32") -> tf.TensorSpec:
+        return tf.TensorSpec((batch_size, *shape), dtype, name=name)
 
-    x = rows("x", *density.data_shape)
+    x = rows("x", *density.data_shape, dtype=density.row_dtype)
     condition = [rows("condition", density.condition_dim)] if density.condition_dim else []
 
     def value(x: tf.Tensor, *condition: tf.Tensor) -> dict[str, tf.Tensor]:

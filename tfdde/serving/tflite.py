@@ -16,7 +16,7 @@ from tfdde.models.generator import Generator
 from tfdde.serving import metadata
 from tfdde.serving.counter_sampler import counter_sampler
 from tfdde.serving.signatures import BOUND, save_module, signatures
-from tfdde.serving.verify import Errors, ExportError, verify
+from tfdde.serving.verify import Errors, ExportError, check_single, verify
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import atomic
 
@@ -56,13 +56,14 @@ def export_tflite(
         ValueError: density and generator do not fit together, ``batch_size`` is not a positive
             integer, or a file in ``run`` is damaged.
         ImportError: ai-edge-litert, which verifies the file, is not installed.
-        ExportError: a layer has no builtin operation in TFLite, or the file disagrees with
-            Keras; no file is written then.
+        ExportError: the density needs rows in float64, a layer has no builtin operation in TFLite,
+            or the file disagrees with Keras; no file is written then.
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise ImportError("TFLite export needs ai-edge-litert: pip install 'tfdde[lite]'.")
     if batch_size is not None:
         check_integer(batch_size, "batch_size")
+    check_single(density, "TFLite")
     path = Path(path)
     bound = FLOAT16_BOUND if float16 else BOUND
 

@@ -23,6 +23,15 @@ class ExportError(RuntimeError):
     """The model cannot be exported, or the artifact disagrees with Keras."""
 
 
+def check_single(density: DDE, what: str) -> None:
+    """Raise ExportError if the density takes rows in float64, which ``what`` can't."""
+    if density.row_dtype != "float32":
+        raise ExportError(
+            f"{what} takes rows in float32, but this density needs float64 for its columns: export "
+            "a SavedModel, or train on columns that are centred and rescaled."
+        )
+
+
 def verify(
     call: Callable[[str, dict[str, Any]], dict[str, Any]],
     density: DDE,
@@ -140,8 +149,8 @@ def _points(
         samples = generator.sample(count, seed=0, conditions=conditions.get("condition")).numpy()
         near = samples + np.float32(density.noise.sigma) * noise
     else:
-        near = (mean + scale * noise).astype(np.float32)
-    far = (mean + 10.0 * scale * noise).astype(np.float32)
+        near = (mean + scale * noise).astype(density.row_dtype)
+    far = (mean + 10.0 * scale * noise).astype(density.row_dtype)
     if len(density.data_shape) == 3:  # the density refuses pixels farther from [0, 1]
         margin = 9.0 * density.noise.sigma
         near, far = (np.clip(rows, -margin, 1.0 + margin) for rows in (near, far))

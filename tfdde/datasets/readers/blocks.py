@@ -58,7 +58,7 @@ class Block:
 
     Attributes:
         rows: int64 (rows,), the numbers of the rows.
-        values: float32 (rows, columns); meaningless where there is a reason.
+        values: (rows, columns), float32 or as asked for; meaningless where there is a reason.
         reasons: for each row None, or why it is bad.
         kept: pyarrow table of the columns that are only passed on.
         file: the number of the file, and the number of its first row.
@@ -85,29 +85,31 @@ def format_of(path: str | os.PathLike) -> str | None:
 
 
 def numbers(
-    table: Any, names: Sequence[str], decimal: str = "."
+    table: Any, names: Sequence[str], decimal: str = ".", dtype: str = "float32"
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Convert columns of a pyarrow table to float32.
+    """Convert columns of a pyarrow table to numbers.
 
     Args:
         table: a table whose columns ``names`` hold numbers, or text of numbers.
         names: of the columns, in this order.
         decimal: the decimal point in text.
+        dtype: of the numbers, "float32" or "float64".
 
     Returns:
-        Values float32 (rows, columns); and for each row None, or the reason why it is bad: a value
-        is missing, no number, or not finite in float32.
+        Values (rows, columns); and for each row None, or the reason why it is bad: a value is
+        missing, no number, or not finite in ``dtype``.
     """
     wide = np.empty((len(table), len(names)))
     for j, name in enumerate(names):
         wide[:, j] = _floats(table.column(name), decimal)
     with np.errstate(over="ignore"):
-        values = wide.astype(np.float32)
+        values = wide.astype(dtype)
     reasons: list[str | None] = [None] * len(values)
     bad = ~np.isfinite(values)
     for i in np.flatnonzero(bad.any(axis=1)):
         name = names[bad[i].argmax()]
-        reasons[i] = f"column {name!r} {_why_bad(table.column(name)[i].as_py(), decimal)}"
+        why = _why_bad(table.column(name)[i].as_py(), decimal, dtype)
+        reasons[i] = f"column {name!r} {why}"
     return values, reasons
 
 
@@ -134,7 +136,7 @@ def _float(text: str | None) -> float | None:
         return None
 
 
-def _why_bad(value: Any, decimal: str) -> str:
+def _why_bad(value: Any, decimal: str, dtype: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         return "is missing"
     if isinstance(value, str):
@@ -144,7 +146,7 @@ def _why_bad(value: Any, decimal: str) -> str:
             hint = f" with the decimal point {decimal!r}" if decimal != "." else ""
             return f"must be a number{hint}, got {value[:40]!r}"
         value = number
-    return f"must be finite in float32, got {value}"
+    return f"must be finite in {dtype}, got {value}"
 
 
 class Source:
@@ -163,6 +165,7 @@ class Source:
         width: numbers in a row; None for as many as there are.
         condition_dim: numbers in a condition; None for as many as there are.
         dialect: how CSV files are written.
+        dtype: of the values, "float32" or "float64".
 
     Attributes:
         files: the paths, in order.
@@ -195,9 +198,10 @@ class Source:
         width: int | None,
         condition_dim: int | None = 0,
         dialect: Dialect = PLAIN,
+        dtype: str = "float32",
     ):
         self.columns, self.conditions, self.keep = columns, conditions, keep
-        self.dialect = dialect
+        self.dialect, self.dtype = dialect, dtype
         self.files, self.skipped = find_files(path)
         self.format = format_of(self.files[0]) or ""
         if self.format != "csv" and dialect != PLAIN:
@@ -215,6 +219,11 @@ class Source:
             raise ValueError(
                 "`columns` and `conditions` must be left out for TFRecord, whose features "
                 f"`x` and `condition` hold the rows, got {self.columns or self.conditions!r}."
+            )
+        if self.dtype != "float32":
+            raise ValueError(
+                f"The rows must be in {self.dtype}, got TFRecord, whose floats are float32: write "
+                "Parquet."
             )
         self.schema = tfrecords.schema(self.files, self.keep)
         if width is None or condition_dim is None:
@@ -313,7 +322,7 @@ class Source:
 
     def _block(self, table: Any, start: int, file: tuple[int, int]) -> Block:
         """Return the block of a pyarrow table, whose first row has the number ``start``."""
-        values, reasons = numbers(table, self.used, self.dialect.decimal)
+        values, reasons = numbers(table, self.used, self.dialect.decimal, self.dtype)
         kept = table.select(self.keep).cast(self.schema)
         return Block(np.arange(start, start + len(table)), values, reasons, kept, file)
 
