@@ -5,6 +5,10 @@
     python train/tabular.py --dataset power --data-dir DIR --paper
     python train/tabular.py --data sales.csv --preset runs/wine/config.json
 
+Columns of a file are taken as they are: of any scale, with integers and other grids, which get
+noise within a step, and on request with missing values and dependent columns. What was done to a
+column is printed.
+
 The columns are standardised, and s(x, sigma) is trained at all noise levels from --sigma to
 --sigma-max at once. The weights of the epoch with the lowest validation loss are kept. The ladder
 gives log Z at each level, and the validation rows choose the level at which the test rows are
@@ -49,6 +53,9 @@ def parse(argv):
     first = command_line.preset_parser(PRESETS, None)
     first.add_argument("--paper", action="store_true", help="the paper's method and settings")
     command_line.add_table_options(first, [*BUILTIN, *datasets.UCI])
+    first.add_argument("--missing", choices=["impute"], help="what to do about gaps in --data")
+    text = "what to do about linearly dependent columns of --data"
+    first.add_argument("--dependent", choices=["drop"], help=text)
     chosen = first.parse_known_args(argv)[0]
     parser = argparse.ArgumentParser(
         parents=[first],
@@ -86,11 +93,11 @@ def preset_name(chosen):
     return of_the_set if name == "paper" and (PRESETS / f"{of_the_set}.json").is_file() else name
 
 
-def build(args, x):
+def build(args, x, schema=None):
     """The density, ready to be trained on the rows ``x``."""
-    schedules = keras.optimizers.schedules
-    # The UCI sets are standardised already.
-    normalization = None if args.dataset in datasets.UCI else keras.layers.Normalization(axis=-1)
+    schedules, normalization = keras.optimizers.schedules, schema
+    if schema is None and args.dataset not in datasets.UCI:  # those are standardised already
+        normalization = keras.layers.Normalization(axis=-1)
     settings = args.width, args.depth, normalization, args.seed
     if args.paper:
         noise: Noise = tfdde.Constant(args.sigma)
@@ -140,17 +147,24 @@ def normalise(args, dde, table, path):
 def main(argv=None):
     args = parse(argv)
     with command_line.user_errors():
-        table = datasets.load_table(
-            args.data or args.dataset, args.columns, args.data_dir, args.seed
-        )
-        deviation = table.x_train.std(axis=0, dtype=np.float64)
-        check_spread(table.x_train, deviation, args.sigma, "data", table.columns)
+        if args.data:
+            choices = {"missing": args.missing, "dependent": args.dependent}
+            table = datasets.learn_table(args.data, args.columns, args.seed, **choices)
+        else:
+            table = datasets.load_table(args.dataset, None, args.data_dir, args.seed)
+            deviation = table.x_train.std(axis=0, dtype=np.float64)
+            check_spread(table.x_train, deviation, args.sigma, "data", table.columns)
+        if schema := table.schema:
+            schema.check_resolution(args.sigma, "data")
     x, x_validation, x_test = table.x_train, table.x_validation, table.x_test
     args.steps = args.steps or EPOCHS * math.ceil(len(x) / args.batch_size)
     run = runs.Run(args.output, runs.with_checksum(args, x), args.resume)
     keras.utils.set_random_seed(args.seed)
 
-    dde = build(args, x)
+    if schema and run.chief:
+        for text in (*schema.notices, *(f"Warning: {text}" for text in schema.warnings)):
+            print(text)
+    dde = build(args, x, schema)
     best = runs.KeepBest(
         np.resize(x_validation, (VALIDATED, x.shape[1])),
         args.patience,
@@ -179,20 +193,22 @@ def main(argv=None):
     rows = {"training rows": train, "test rows": test}
     plots.histograms(run / "log_density.png", rows, f"{kind} in nats")
     # To standardised units: plus the log of their volume in the data's own.
-    variance = dde.normalization.get_weights()[1] if dde.normalization else np.ones(1)
-    log_volume = 0.5 * np.log(variance, dtype=np.float64).sum()
+    log_volume = -float(dde.log_scale())
     mean, error = run.write_result(
         test,
         log_z,
         {"train": len(x), "validation": len(x_validation), "test": len(x_test)},
         in_standardized_units=float(test.mean() + log_volume),
         columns=table.columns,
+        **({"notices": schema.notices, "warnings": schema.warnings} if schema else {}),
     )
     print(
         f"sigma = {log_z.sigma:.3g} (lowest: {args.sigma:g}) standard deviations; {log_z}\n"
         f"Held-out {kind}: {mean:.4f} ± {error:.4f} nats per row in the data's own units, "
         f"{mean + log_volume:.4f} in standardised ones ({len(test)} test rows)."
     )
+    if schema and schema.dequantised:
+        print(f"It is that of the columns with noise: {', '.join(schema.dequantised)}.")
     return True
 
 

@@ -1,6 +1,7 @@
 """Tables by name or from a file."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tfdde import datasets
@@ -38,3 +39,35 @@ def test_too_few_rows_and_unknown_sources(tmp_path):
         load_table("wime")
     with pytest.raises(ValueError, match="`seed` must be .*, got -1"):
         load_table("wine", seed=-1)
+
+
+def test_a_table_as_it_is_is_split_before_its_schema_is_learned(tmp_path):
+    """Rows of float64, with gaps and integers, whose centre is that of the training rows."""
+    rng = np.random.default_rng(0)
+    x = pd.DataFrame({"seconds": 1.7e9 + rng.random(400), "visits": rng.poisson(3, 400)})
+    x.loc[:19, "seconds"] = np.nan
+    x.to_csv(tmp_path / "table.csv", index=False)
+    raw, names = datasets.read_columns(tmp_path / "table.csv")
+    assert names == ("seconds", "visits") and raw.dtype == np.float64
+    np.testing.assert_array_equal(raw, x)
+    with pytest.raises(ValueError, match=r"missing \(NaN\) in 'seconds' in"):
+        datasets.learn_table(tmp_path / "table.csv")
+    table = datasets.learn_table(tmp_path / "table.csv", missing="impute", seed=3)
+    train, validation, test = datasets.split_rows(raw, 3)
+    mean = np.nanmean(train[:, 0])
+    assert table.schema.location[0] == pytest.approx(mean, abs=1e-6)
+    for rows, whole in (
+        (table.x_train, train),
+        (table.x_validation, validation),
+        (table.x_test, test),
+    ):
+        assert rows.dtype == np.float64 and np.isfinite(rows).all()
+        known = ~np.isnan(whole[:, 0])
+        np.testing.assert_array_equal(rows[known, 0], whole[known, 0])
+        assert 0.3 < np.abs(rows[:, 1] - whole[:, 1]).max() <= 0.5
+    assert table.columns == ("seconds", "visits")
+    again = datasets.learn_table(tmp_path / "table.csv", missing="impute", seed=3)
+    np.testing.assert_array_equal(again.x_test, table.x_test)
+    x[:15].to_csv(tmp_path / "short.csv", index=False)
+    with pytest.raises(ValueError, match="at least 20 rows"):
+        datasets.learn_table(tmp_path / "short.csv", missing="impute")

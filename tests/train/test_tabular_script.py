@@ -7,12 +7,13 @@ import signal
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tabular as script
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm, poisson
 
 import tfdde
-from tfdde import datasets, metrics, plots, runs, serving
+from tfdde import datasets, metrics, plots, runs, scoring, serving
 
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -249,13 +250,10 @@ def rows(**columns):
 @pytest.mark.parametrize(
     ("x", "args", "message"),
     [
-        (rows(b=[*range(99), math.nan]), [], "Column 'b' .* must be finite .* got NaN"),
-        (rows(a=7), [], "Column 'a' .* must vary"),
-        (
-            rows(b=1e9 + np.arange(100)),
-            [],
-            r"Columns \['b'\] of `data` are constant, or their spread is lost",
-        ),
+        (rows(b=[*np.linspace(0, 1, 90), *[math.nan] * 10]), [], r"missing \(NaN\) in 'b' in"),
+        (rows(b=[*np.linspace(0, 1, 90), *[math.inf] * 10]), [], "Column 'b' must be finite"),
+        (rows(a=7), [], r"Column 'a' is constant \(7\)"),
+        (rows() @ [[1, 2], [0, 0]], [], "Columns 'a' and 'b' are linearly dependent"),
         (rows()[:15], [], "at least 20 rows"),
         (rows(), ["--columns", "a", "d"], "`columns` must name columns of .*, got 'd'"),
         (rows(), ["--seed=-1"], "`seed` must be .*, got -1"),
@@ -267,6 +265,42 @@ def test_wrong_tables_are_one_sentence(tabular, tmp_path, capsys, x, args, messa
     error = capsys.readouterr().err
     assert re.fullmatch(f"error: .*{message}.*\n", error), error
     assert not folder.exists()
+
+
+def test_a_table_as_it_is(tabular, tmp_path, capsys):
+    """Seconds, counts, a gap and a column twice: named, and a likelihood in the columns' units."""
+    rng, n = np.random.default_rng(0), 2_000
+    x = pd.DataFrame(
+        {
+            "seconds": 1.7e9 + rng.standard_normal(n),
+            "visits": rng.poisson(20, n),
+            "amount": 1e-12 * rng.standard_normal(n),
+        }
+    )
+    x["again"] = 2 * x.amount
+    x.loc[rng.choice(n, 100, replace=False), "visits"] = np.nan
+    x.to_parquet(tmp_path / "table.parquet")
+    folder = tmp_path / "run"
+    args = [f"--data={tmp_path / 'table.parquet'}", *TINY, *STEPS, f"--output={folder}"]
+    assert tabular.main(args) == 2
+    assert "(NaN) in 'visits' in" in capsys.readouterr().err
+    assert tabular.main([*args, "--missing=impute"]) == 2
+    assert "Columns 'amount' and 'again' are linearly" in capsys.readouterr().err
+    assert tabular.main([*args, "--missing=impute", "--dependent=drop"]) == 0
+    out = capsys.readouterr().out
+    for told in ("'visits' misses", "'visits' holds integers, 1 apart", "'again' is left out"):
+        assert told in out
+    assert "It is that of the columns with noise: visits." in out
+    result, (density, _) = read(folder), serving.load_run(folder)
+    assert result["columns"] == ["seconds", "visits", "amount"] == list(density.normalization.names)
+    assert len(result["notices"]) == 3 and result["warnings"] == []
+    # All columns are independent; the entropies of the noisy counts and of normal columns.
+    counts = np.arange(60)
+    p = poisson.pmf(counts, 20)
+    exact = (p * np.log(p)).sum() + 2 * norm.entropy() * -1 - math.log(1e-12)
+    assert abs(result["log_likelihood"] - exact) < 4 * result["standard_error"] + 0.1
+    scores = scoring.Scorer(folder)
+    assert scores.columns == result["columns"] and scores.dtype == "float64"
 
 
 def test_missing_data_are_one_sentence(tabular, tmp_path, capsys):

@@ -9,8 +9,8 @@ from tfdde.datasets.images import (
     load_mnist_components,
     load_stacked_mnist,
 )
-from tfdde.datasets.sources import load_table
-from tfdde.datasets.tables import Table, load_builtin, read_table, split_rows
+from tfdde.datasets.sources import learn_table, load_table
+from tfdde.datasets.tables import Table, load_builtin, read_columns, read_table, split_rows
 from tfdde.datasets.toys import (
     TOYS,
     inside_checkerboard,
@@ -29,6 +29,7 @@ __all__ = [
     "Table",
     "epoch_batches",
     "inside_checkerboard",
+    "learn_table",
     "load_builtin",
     "load_digits",
     "load_fashion_mnist",
@@ -37,6 +38,7 @@ __all__ = [
     "load_stacked_mnist",
     "load_table",
     "load_uci",
+    "read_columns",
     "read_table",
     "sample_toy",
     "split_rows",

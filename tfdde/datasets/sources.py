@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from tfdde.datasets.images import load_mnist_components
-from tfdde.datasets.tables import BUILTIN, Table, load_builtin, read_table, split_rows
+from tfdde.datasets.tables import (
+    BUILTIN,
+    Table,
+    load_builtin,
+    read_columns,
+    read_table,
+    split_rows,
+)
 from tfdde.datasets.toys import TOYS, sample_toy
 from tfdde.datasets.uci import UCI, load_uci
+from tfdde.tables.schema import Schema
 from tfdde.utils.random import check_seed
 
 
@@ -49,6 +59,46 @@ def load_table(
     else:
         x, names = read_table(source, columns)
         table = Table(*split_rows(x, seed), names)
-    if len(table.x_test) < 2:
-        raise ValueError("There must be at least 20 rows: a tenth of them is for the test.")
+    _check_test(table.x_test)
     return table
+
+
+def learn_table(
+    path: str | os.PathLike,
+    columns: Sequence[str] | None = None,
+    seed: int = 0,
+    *,
+    missing: str | None = None,
+    dependent: str | None = None,
+) -> Table:
+    """Load a table from a file as it is, and learn the schema of its training rows.
+
+    Args:
+        path: a file for ``read_columns``.
+        columns: columns of the file to take, all if None.
+        seed: fixes the split, the draws for missing values, and the noise within the steps of a
+            grid.
+        missing, dependent: as for ``tfdde.tables.Schema.learn``.
+
+    Returns:
+        The table with its ``schema``. All three parts are ``training_rows``, so that a likelihood
+        of the test rows is one of the columns with this noise.
+
+    Raises:
+        FileNotFoundError, ImportError: as ``read_columns``.
+        ValueError: fewer than two test rows, or as ``read_columns`` and ``Schema.learn``.
+    """
+    check_seed(seed)
+    x, names = read_columns(path, columns)
+    parts = split_rows(x, seed)
+    _check_test(parts[-1])
+    schema = Schema.learn(parts[0], names, missing=missing, dependent=dependent)
+    train, validation, test = (
+        schema.training_rows(part, seed + 2**31 * k) for k, part in enumerate(parts)
+    )
+    return Table(train, validation, test, schema.names, schema)
+
+
+def _check_test(rows: np.ndarray) -> None:
+    if len(rows) < 2:
+        raise ValueError("There must be at least 20 rows: a tenth of them is for the test.")

@@ -26,6 +26,7 @@ from tfdde.datasets.readers.headers import (
     parquet_schema,
     reading,
 )
+from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_integer
 
 BUILTIN = ("digits", "wine", "breast_cancer")
@@ -34,12 +35,16 @@ _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
 
 @dataclass(frozen=True)
 class Table:
-    """A table in three parts, float32 (rows, columns), and the names of its columns."""
+    """A table in three parts (rows, columns), and the names of its columns.
+
+    The rows are float32, or with a ``schema`` what its ``training_rows`` returns.
+    """
 
     x_train: np.ndarray
     x_validation: np.ndarray
     x_test: np.ndarray
     columns: tuple[str, ...]
+    schema: Schema | None = None
 
 
 def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:
@@ -108,7 +113,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> tuple[Any, list[
 
 def _numbers_of_frame(frame: Any, names: list[str], path: Path) -> np.ndarray:
     pd = import_pandas()
-    x = np.empty(frame.shape, np.float32)
+    x = np.empty(frame.shape)
     for i, name in enumerate(names):
         series = frame.iloc[:, i]
         if not pd.api.types.is_numeric_dtype(series.dtype) or series.dtype.kind == "c":
@@ -119,8 +124,7 @@ def _numbers_of_frame(frame: Any, names: list[str], path: Path) -> np.ndarray:
                     row = int(text.to_numpy().argmax())
                     got += f", with {series.iloc[row]!r} at row {row}"
             raise ValueError(f"Column {name!r} of {str(path)!r} must be numeric, got {got}.")
-        with np.errstate(over="ignore"):
-            x[:, i] = series.to_numpy(np.float64, na_value=np.nan)
+        x[:, i] = series.to_numpy(np.float64, na_value=np.nan)
     return x
 
 
@@ -139,8 +143,7 @@ def _read_numpy(path: Path, columns: Sequence[str] | None) -> tuple[np.ndarray, 
             )
     names = [str(i) for i in range(array.shape[1])]
     chosen = chosen_columns(columns, names, path)
-    with np.errstate(over="ignore"):
-        return array[:, chosen].astype(np.float32), [names[i] for i in chosen]
+    return array[:, chosen].astype(np.float64), [names[i] for i in chosen]
 
 
 def read_table(
@@ -177,6 +180,44 @@ def read_table(
         >>> x.tolist(), columns
         ([[1.5, 2.0], [3.0, 4.25]], ('a', 'b'))
     """
+    wide, names = read_columns(
+        path, columns, delimiter=delimiter, decimal=decimal, encoding=encoding
+    )
+    with np.errstate(over="ignore"):
+        x = wide.astype(np.float32)
+    check_finite(x, names, Path(path))
+    check_varying(x, names, Path(path))
+    return x, names
+
+
+def read_columns(
+    path: str | os.PathLike,
+    columns: Sequence[str] | None = None,
+    *,
+    delimiter: str = ",",
+    decimal: str = ".",
+    encoding: str = "utf-8",
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    r"""Read a table of numbers as it is, for ``tfdde.tables.Schema.learn``.
+
+    Values may be missing, a column may be constant, and nothing is rounded to float32.
+
+    >>> from pathlib import Path
+    >>> _ = Path("table.csv").write_text("seconds,b\n1700000000.25,2\n1700000000.5,\n")
+    >>> x, columns = tfdde.datasets.read_columns("table.csv")
+    >>> x.tolist()
+    [[1700000000.25, 2.0], [1700000000.5, nan]]
+
+    Args:
+        path, columns, delimiter, decimal, encoding: as for ``read_table``.
+
+    Returns:
+        float64 array (rows, columns), NaN where a value is missing, and the names of its columns.
+
+    Raises:
+        FileNotFoundError, ImportError: as ``read_table``.
+        ValueError: as ``read_table``, but for values that are missing or constant.
+    """
     check_local(path, "path")
     path = Path(path)
     suffix = next((s for s in _SUFFIXES if path.name.lower().endswith(s)), None)
@@ -202,8 +243,6 @@ def read_table(
         raise ValueError(
             f"{str(path)!r} is empty: expected at least one row and column, got {x.shape}."
         )
-    check_finite(x, names, path)
-    check_varying(x, names, path)
     return x, tuple(names)
 
 
