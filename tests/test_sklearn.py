@@ -1,5 +1,6 @@
 import functools
 import importlib
+import logging
 import math
 import pickle
 import random
@@ -153,6 +154,21 @@ def test_an_integer_random_state_fixes_the_fit_and_leaves_pythons_alone():
     random.random()
     np.random.random()
     np.testing.assert_array_equal(tiny().fit(x).score_samples(x), first)
+
+
+def test_repeated_fits_are_not_taken_for_retracing(caplog):
+    """TensorFlow warns if five of the last calls of one function traced it."""
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(caplog.handler)
+    try:
+        for seed in range(6):
+            x = rows(100 + seed, seed)
+            estimator = tiny().fit(x)
+            estimator.score_samples(x)
+            estimator.dde_.score(x)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not [record.getMessage() for record in caplog.records if "retrac" in record.getMessage()]
 
 
 @pytest.mark.usefixtures("quick")

@@ -167,8 +167,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
             sample_weight=weights,
         )
         schema.check_resolution(sigma, "X")
-        for message in schema.warnings:
-            warnings.warn(message, UserWarning, stacklevel=2)
+        if schema.warnings:
+            warnings.warn("\n".join(schema.warnings), UserWarning, stacklevel=2)
         if self.verbose:
             print(*schema.notices, sep="\n", end="\n" * bool(schema.notices))
         rows = schema.training_rows(X[order], seeds[1])

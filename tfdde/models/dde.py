@@ -676,7 +676,7 @@ class DDE(Trainer):
 
     @cached_property
     def _log_density(self) -> Callable[..., tf.Tensor]:
-        return tf.function(self._in_data_units, reduce_retracing=True, autograph=False)
+        return self._traced(self._in_data_units)
 
     @cached_property
     def _score(self) -> Callable[..., tf.Tensor]:
@@ -684,7 +684,28 @@ class DDE(Trainer):
             score = score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
             return tf.cast(score, tf.float32)
 
-        return tf.function(score, reduce_retracing=True, autograph=False)
+        return self._traced(score)
+
+    def _traced(self, function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+        """A function of rows, a noise level and perhaps conditions, traced once for all rows.
+
+        It is a concrete function: TensorFlow takes the traces of several models for retracing of
+        one, and would warn.
+        """
+        specs = [
+            tf.TensorSpec((None, *self.data_shape), self.row_dtype),
+            tf.TensorSpec((), tf.float32),
+            *[tf.TensorSpec((None, self.condition_dim), tf.float32)] * bool(self.condition_dim),
+        ]
+        graph = tf.function(function, specs, autograph=False)
+
+        def call(*inputs: tf.Tensor) -> tf.Tensor:
+            # Within another graph it becomes part of that graph, whose shapes may be known.
+            if not tf.executing_eagerly() or tf.config.functions_run_eagerly():
+                return function(*inputs)
+            return graph.get_concrete_function()(*inputs)
+
+        return call
 
     def _follow_base(self) -> None:
         """Trace all functions anew if the base has become a mixture, or a Gaussian, since."""
