@@ -13,7 +13,7 @@ FLOORS = [
     ["networks", "datasets"],
     ["partition", "convnets", "starts"],
     ["models"],
-    ["recipes", "metrics", "plots"],
+    ["recipes", "metrics", "plots", "anomalies"],
     ["runs"],
     ["tuning", "sklearn"],
     ["serving"],

@@ -1,6 +1,17 @@
 """Denoising density estimators in TensorFlow/Keras: a log-density and a sampler from data."""
 
-from tfdde import convnets, datasets, losses, metrics, networks, recipes, starts, tables, tuning
+from tfdde import (
+    anomalies,
+    convnets,
+    datasets,
+    losses,
+    metrics,
+    networks,
+    recipes,
+    starts,
+    tables,
+    tuning,
+)
 from tfdde._version import __version__
 from tfdde.models.dde import DDE, UnnormalizedWarning
 from tfdde.models.generator import Generator
@@ -23,6 +34,7 @@ __all__ = [
     "LogUniform",
     "UnnormalizedWarning",
     "__version__",
+    "anomalies",
     "convnets",
     "datasets",
     "losses",
