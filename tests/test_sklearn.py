@@ -145,6 +145,33 @@ def test_pickle_and_joblib_keep_density_and_samples(fitted, tmp_path):
     assert not hasattr(unfitted, "log_partition_")
 
 
+def test_anomaly_scores_are_of_the_rows_in_standard_deviations(fitted):
+    """They rank as the exact kernel density of the training rows, and survive a pickle."""
+    x = np.r_[rows(300, 3), rows(20, 4) + 8 * DATA.std(axis=0)]
+    found = fitted.anomaly_score(x)
+    starts = fitted._starts.astype(float)
+    z = (x - DATA.mean(axis=0)) / DATA.std(axis=0)
+    sigma = fitted._anomaly_scores.rows_density.sigma
+    square = np.square(z[:, None] - starts).sum(axis=-1)
+    exact = -np.log(np.exp(-square[:300] / (2 * sigma**2)).mean(axis=1))
+    shift = found[:300] - exact
+    np.testing.assert_allclose(shift, np.median(shift), atol=0.05)
+    assert found[:300].max() < found[300:].min()
+    loaded = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_allclose(loaded.anomaly_score(x), found)
+    density = fitted.anomaly_score(x, "density") + fitted.score_samples(x)
+    np.testing.assert_allclose(density[:300], np.median(density), atol=1e-3)  # up to log Z
+
+
+def test_anomaly_scores_heed_the_weights():
+    """Rows of a small weight are strange."""
+    rng = np.random.default_rng(0)
+    x = np.r_[rng.normal(-2, 0.5, (300, 2)), rng.normal(2, 0.5, (300, 2))]
+    weights = np.repeat([1.0, 0.02], 300)
+    found = tiny().fit(x, sample_weight=weights).anomaly_score(x)
+    assert np.median(found[300:]) > np.quantile(found[:300], 0.95)
+
+
 @pytest.mark.usefixtures("quick")
 def test_an_integer_random_state_fixes_the_fit_and_leaves_pythons_alone():
     x = rows(1_200, 6)  # enough for some to be held back

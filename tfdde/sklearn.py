@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdde.anomalies.scores import AnomalyScores
 from tfdde.datasets.batches import stream
 from tfdde.noise import LogUniform
 from tfdde.partition.evaluator import CHUNK
@@ -193,6 +194,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         self.dde_ = dde
         self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()
         self._start_chances = None
+        self._anomaly_scores: AnomalyScores | None = None
         if train_shares is not None:
             chances = train_shares[:STARTS].astype(np.float64)
             self._start_chances = chances / chances.sum()
@@ -269,6 +271,33 @@ class DDEstimator(DensityMixin, BaseEstimator):
         values = self.score_samples(X).astype(np.float64)
         weights = check_weights(sample_weight, len(values))
         return float(values.sum() if weights is None else np.dot(values, weights))
+
+    def anomaly_score(self, X: Any, method: str = "rows") -> np.ndarray:  # noqa: N803
+        """Return how anomalous rows are: the higher, the more anomalous.
+
+        Args:
+            X: array-like of shape (rows, columns).
+            method: "rows", the best on average over tables: minus the log-density of the blurred
+                training rows in closed form. "density": minus the log-density of ``dde_``, up to a
+                constant. Others are as of ``tfdde.anomalies.AnomalyScores``.
+
+        Returns:
+            float64 array (rows,).
+
+        Raises:
+            NotFittedError: ``fit`` was not called.
+            ValueError: another ``method``, wrong shape, NaN or infinity.
+        """
+        check_is_fitted(self)
+        rows = self.schema_.rows(self._table(X, reset=False))
+        if self._anomaly_scores is None:
+            starts = self._starts
+            if self._start_chances is not None:
+                rng = np.random.default_rng(0)
+                starts = starts[rng.choice(len(starts), size=len(starts), p=self._start_chances)]
+            self._anomaly_scores = AnomalyScores(self.dde_, starts, standardised=True)
+        inside = self.dde_.inside(tf.constant(rows)).numpy()
+        return self._anomaly_scores.anomaly_score(inside, method)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw rows from the fitted density, which is that of the blurred data.

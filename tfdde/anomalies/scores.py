@@ -106,6 +106,7 @@ class AnomalyScores:
         dde: a density of flat rows, without conditions.
         rows: its training rows (rows, n), in the units of the data.
         most: so many rows are kept at most, drawn at random.
+        standardised: all rows are given as ``dde.inside`` returns them.
 
     Attributes:
         dde: the density.
@@ -115,7 +116,7 @@ class AnomalyScores:
         ValueError: a conditional density, images, or rows of another shape.
     """
 
-    def __init__(self, dde: DDE, rows: Any, most: int = 10_000):
+    def __init__(self, dde: DDE, rows: Any, most: int = 10_000, standardised: bool = False):
         if dde.condition_dim or len(dde.data_shape) != 1:
             raise ValueError(
                 "`dde` must be a density of flat rows without conditions, got rows of shape "
@@ -123,13 +124,16 @@ class AnomalyScores:
             )
         rows = check_rows(rows, "rows", dde.data_shape)
         rows = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
-        self.dde = dde
-        inside = dde.inside(tf.constant(rows)).numpy()
+        self.dde, self._standardised = dde, standardised
+        inside = self._inside(rows)
         self.rows_density = RowsDensity(inside)
         normal = inside[np.random.default_rng(1).permutation(len(inside))[:QUERIES]]
         self._scales = [
             _quartiles(v) for v in (-self.rows_density.left_out, self._by_network(normal))
         ]
+
+    def _inside(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self._standardised else self.dde.inside(tf.constant(rows)).numpy()
 
     def _by_network(self, inside: np.ndarray) -> np.ndarray:
         return self._at_lowest_level(lambda x, sigma: -self.dde.at(x, sigma), inside)
@@ -181,7 +185,7 @@ class AnomalyScores:
         if method == "time" and not isinstance(self.dde.noise, LogUniform):
             raise ValueError(f"`method` 'time' needs LogUniform noise, got {self.dde.noise!r}.")
         x = check_rows(x, "x", self.dde.data_shape)
-        inside = self.dde.inside(tf.constant(x)).numpy()
+        inside = self._inside(x)
         if method == "density":
             return self._by_network(inside) - float(self.dde.log_scale())
         if method == "time":
