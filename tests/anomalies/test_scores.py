@@ -36,6 +36,16 @@ def test_rows_density_is_the_blurred_rows():
     np.testing.assert_allclose(found, np.sort(brute_force(rows.astype(float), 0.3)), rtol=1e-5)
 
 
+def test_rows_of_the_density_are_scored_without_themselves():
+    rows = three().sample(200, 0).astype(float)
+    density = RowsDensity(rows, sigma=0.3)
+    alone = density.log_density(rows, leave_one_out=True)
+    np.testing.assert_allclose(alone, brute_force(rows, 0.3), rtol=1e-5)
+    copied = RowsDensity(np.r_[rows, rows[:1]], sigma=0.3)
+    first = copied.log_density(rows[:1], leave_one_out=True)
+    np.testing.assert_allclose(first, density.log_density(rows[:1]), rtol=1e-6)
+
+
 def test_level_is_where_rows_left_out_are_likeliest():
     rows = three().sample(200, 0).astype(float)
     scale = np.sqrt(rows.var(axis=0).mean())

@@ -58,7 +58,8 @@ class RowsDensity:
             raise ValueError(f"`sigma` must be a finite number > 0, got {sigma!r}.")
         chosen = np.random.default_rng(0).permutation(len(rows))[:QUERIES]
         distances = self._distances(self._rows[chosen])
-        distances[distances <= 1e-10 * rows.shape[1] * scale**2] = np.inf
+        self._same = 1e-10 * rows.shape[1] * scale**2  # squared distance of copies, rounded
+        distances[distances <= self._same] = np.inf
         levels = LEVELS * scale if sigma is None else [sigma]
         found = np.stack([self._log_mean(distances, level, len(rows) - 1) for level in levels])
         best = int(np.median(found, axis=1).argmax())
@@ -78,14 +79,25 @@ class RowsDensity:
             log_sum = np.log(shares.sum(axis=1, dtype=np.float64)) - least[:, 0] / (2.0 * sigma**2)
         return log_sum - np.log(rows) - n * np.log(sigma * np.sqrt(2 * np.pi))
 
-    def log_density(self, x: Any) -> np.ndarray:
-        """Return the normalised log-density of rows (m, n): float64 (m,), in nats."""
+    def log_density(self, x: Any, leave_one_out: bool = False) -> np.ndarray:
+        """Return the normalised log-density of rows (m, n): float64 (m,), in nats.
+
+        With ``leave_one_out``, a row among those of the density is left out for itself: so the
+        strange ones among the rows are found. If it has copies, these stay.
+        """
         x = check_rows(x, "x", self._rows.shape[1:]).astype(np.float64) - self._mean
-        chunks = [
-            self._log_mean(self._distances(x[i : i + CHUNK]), self.sigma, len(self._rows))
-            for i in range(0, len(x), CHUNK)
-        ]
-        return np.concatenate(chunks)
+        out = np.empty(len(x))
+        for i in range(0, len(x), CHUNK):
+            distances = self._distances(x[i : i + CHUNK])
+            nearest = distances.argmin(axis=1)[:, None]
+            others = len(self._rows)
+            if leave_one_out:
+                itself = np.take_along_axis(distances, nearest, axis=1)
+                itself[itself <= self._same] = np.inf
+                np.put_along_axis(distances, nearest, itself, axis=1)
+                others -= 1
+            out[i : i + CHUNK] = self._log_mean(distances, self.sigma, others)
+        return out
 
 
 class AnomalyScores:
