@@ -114,29 +114,31 @@ def run(args):
                     print(f"{table} {seed} {name}: {roc:.1f} {pr:.1f}, {seconds:.1f} s", flush=True)
 
 
-def gather(folder, setting, method):
-    """Return {table: {seed: result}} of the files of a method."""
+def gather(args, method):
+    """Return {table: {seed: result}} of a method: the files of the seeds and tables asked for."""
     found = {}
-    for path in sorted((folder / setting).glob(f"*.{method}.json")):
+    for path in sorted((args.folder / args.setting).glob(f"*.{method}.json")):
         table, seed = path.name[: -len(f".{method}.json")].rsplit(".", 1)
-        found.setdefault(table, {})[int(seed)] = json.loads(path.read_text())
+        if int(seed) in args.seeds and (not args.tables or table in args.tables):
+            found.setdefault(table, {})[int(seed)] = json.loads(path.read_text())
     return found
 
 
 def summary(found):
-    """Return means over tables, with the standard error over seeds, of both areas in percent."""
+    """Return both areas in percent: means over tables and, of several seeds, the standard error."""
     out = {}
     for key in ("roc", "pr"):
         values = np.array([[found[t][s][key] for s in sorted(found[t])] for t in sorted(found)])
         means = values.mean(axis=0)
-        error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
-        out[key] = [round(float(means.mean()), 2), round(float(error), 2)]
+        out[key] = [round(float(means.mean()), 2)]
+        if len(means) > 1:
+            out[key].append(round(float(means.std(ddof=1) / np.sqrt(len(means))), 2))
     return out
 
 
 def report(args):
     for method in METHODS:
-        found = gather(args.folder, args.setting, method)
+        found = gather(args, method)
         seeds = [set(rows) for rows in found.values()]
         if not found or any(s != seeds[0] for s in seeds):
             print(f"{method}: {sum(map(len, seeds))} files, not all seeds of all tables")
@@ -144,7 +146,7 @@ def report(args):
         result = summary(found)
         seconds = [r["seconds"] for rows in found.values() for r in rows.values()]
         row = {
-            "name": f"{args.setting}, {method}",
+            "name": ", ".join([args.setting, method, *args.label]),
             "tables": len(found),
             "seeds": sorted(seeds[0]),
             "auc_roc": result["roc"],
@@ -173,6 +175,7 @@ def main(argv=None):
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--seeds", nargs="+", type=int, default=list(range(5)))
     add("--tables", nargs="+", help="names, such as thyroid; default: all")
+    add("--label", nargs="*", default=[], help="record: words to add to the names of the rows")
     args = parser.parse_args(argv)
     if args.command == "run":
         import os

@@ -277,9 +277,9 @@ class DDEstimator(DensityMixin, BaseEstimator):
 
         Args:
             X: array-like of shape (rows, columns).
-            method: "rows", the best on average over tables: minus the log-density of the blurred
-                training rows in closed form. "density": minus the log-density of ``dde_``, up to a
-                constant. Others are as of ``tfdde.anomalies.AnomalyScores``.
+            method: "rows": minus the log-density of the blurred training rows in closed form.
+                "density": minus the log-density of ``dde_``, up to a constant. Others are as of
+                ``tfdde.anomalies.AnomalyScores``.
 
         Returns:
             float64 array (rows,).

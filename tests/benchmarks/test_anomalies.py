@@ -1,6 +1,7 @@
 """The protocol of the benchmark of anomalies, on small tables."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ def test_methods_find_far_rows_and_files_are_resumed(setting, method, tmp_path, 
     words = ["run", "--folder", tmp_path, "--data-dir", tmp_path, "--setting", setting]
     words += ["--seeds", 0, 1, "--methods", method]
     anomalies.main([str(word) for word in words])
-    found = anomalies.gather(tmp_path, setting, method)
+    asked = Namespace(folder=tmp_path, setting=setting, seeds=[0, 1, 2], tables=None)
+    found = anomalies.gather(asked, method)
     assert set(found) == {"far"} and set(found["far"]) == {0, 1}
     assert found["far"][0]["roc"] > (99 if setting == "one_class" else 60)
     assert capsys.readouterr().out.count(f"far 0 {method}") == 1

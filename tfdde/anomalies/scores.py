@@ -176,8 +176,7 @@ class AnomalyScores:
         Args:
             x: rows (m, n), in the units of the data.
             method: "rows": minus the log-density in closed form (``RowsDensity``), up to a
-                constant. It is the best on average over the tables of
-                ``benchmarks/anomalies.py``.
+                constant.
                 "density": minus the log-density of the network, up to a constant.
                 "score": the norm of its gradient, times sigma.
                 "time": its derivative in log sigma: how much noise would have brought the row
