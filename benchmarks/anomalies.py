@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,7 @@ def report(args):
             "seeds": sorted(seeds[0]),
             "auc_roc": result["roc"],
             "auc_pr": result["pr"],
+            "peers": {name: version(name) for name in ("pyod", "scikit-learn")},
             "seconds": {"mean": round(np.mean(seconds), 2), "most": round(max(seconds), 2)},
         }
         if args.command == "report":
