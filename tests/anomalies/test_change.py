@@ -26,7 +26,7 @@ def test_p_values_are_uniform_under_no_change():
         found.append(drift(old, new, scores(old), scores(new), permutations=99, seed=seed))
     p_values = np.array([f.p_value for f in found])
     assert kstest(p_values, "uniform").pvalue > 0.01
-    false = np.mean([(f.columns <= 0.1).any() for f in found])
+    false = np.mean([(f.by_column <= 0.1).any() for f in found])
     assert false <= 0.1 + 3 * np.sqrt(0.09 / 300)
 
 
@@ -37,7 +37,7 @@ def test_the_column_that_moved_is_named():
         new[:, 2] += 0.7
         found = drift(old, new, permutations=199)
         assert found.p_value <= 0.01 and found.scores is None
-        named.append(np.flatnonzero(found.columns < 0.05).tolist() == [2])
+        named.append(np.flatnonzero(found.by_column < 0.05).tolist() == [2])
     assert np.mean(named) >= 0.85
 
 
@@ -46,7 +46,7 @@ def test_scores_see_a_correlation_that_is_lost():
     new[:, 0] = np.random.default_rng(1).permutation(new[:, 0])  # the same column, alone
     found = drift(old, new, scores(old), scores(new))
     assert found.p_value == found.scores == 0.001
-    assert (found.columns > 0.05).all()
+    assert (found.by_column > 0.05).all()
     assert drift(old, new).p_value > 0.05  # without scores nothing is seen
 
 

@@ -17,14 +17,14 @@ class Drift(NamedTuple):
 
     Attributes:
         p_value: probability of so large a change in any column or in the scores, if there is none.
-        columns: adjusted p-values of the columns, shape (n,): under no change, with probability
+        by_column: adjusted p-values of the columns, shape (n,): under no change, with probability
             alpha at most, one of them is below alpha.
         scores: the same of the anomaly scores, or None if none were given.
         distances: Kolmogorov-Smirnov distances of the columns, shape (n,).
     """
 
     p_value: float
-    columns: np.ndarray
+    by_column: np.ndarray
     scores: float | None
     distances: np.ndarray
 
@@ -49,7 +49,7 @@ def drift(
     than new rows, and would find a change in each table.
 
     >>> found = tfdde.anomalies.drift(x[:256], x[256:] + [0.0, 2.0])
-    >>> found.p_value < 0.01, int(found.columns.argmin())
+    >>> found.p_value < 0.01, int(found.by_column.argmin())
     (True, 1)
 
     Args:
