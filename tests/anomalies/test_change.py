@@ -67,3 +67,11 @@ def test_what_is_wrong_is_named():
         drift(old, new, scores(old), scores(old))
     with pytest.raises(ValueError, match=r"`new` must have shape \(rows, 3\), got \(150, 2\)"):
         drift(old, new[:, :2])
+
+
+def test_seconds_since_1970_are_compared_in_float64():
+    """A shift of 0.3 s, where float32 knows steps of 128 s only."""
+    rng = np.random.default_rng(0)
+    old, new = 1.7e9 + rng.random((2, 200, 1))
+    assert drift(old, new).p_value > 0.01
+    assert drift(old, new + 0.3).p_value < 0.01

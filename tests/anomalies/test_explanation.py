@@ -83,3 +83,12 @@ def test_what_is_wrong_is_named():
         explain(log_density(np.eye(N)), rows[:2, :3], rows)
     with pytest.raises(ValueError, match="`points` must be an integer >= 5, got 2"):
         explain(log_density(np.eye(N)), rows[:2], rows, points=2)
+
+
+def test_seconds_since_1970_are_explained_in_float64():
+    start, rng = 1.7e9, np.random.default_rng(0)
+    rows = np.column_stack([start + rng.random(500), rng.random(500)])
+    centre = np.array([start + 0.5, 0.5])
+    found = explain(lambda x: -0.5 * np.square(x - centre).sum(axis=1), rows[:9], rows)
+    np.testing.assert_allclose(found.usual, np.tile(centre, (9, 1)), atol=1e-3)
+    np.testing.assert_allclose(found.shares, 0.5 * np.square(rows[:9] - centre), atol=1e-5)

@@ -62,15 +62,17 @@ def drift(
     Raises:
         ValueError: wrong shapes, NaN or infinity, or only one table's scores.
     """
-    reference = check_rows(reference, "reference", np.shape(reference)[1:2] or (1,))
-    new = check_rows(new, "new", reference.shape[1:])
+    reference = check_rows(
+        reference, "reference", np.shape(reference)[1:2] or (1,), dtype="float64"
+    )
+    new = check_rows(new, "new", reference.shape[1:], dtype="float64")
     permutations = check_integer(permutations, "permutations")
     if (reference_scores is None) != (new_scores is None):
         raise ValueError("`reference_scores` and `new_scores` must both be given, or none of them.")
-    features = np.concatenate([reference, new]).astype(np.float64)
+    features = np.concatenate([reference, new])
     if reference_scores is not None:
         found = [
-            check_rows(np.reshape(s, (-1, 1)), f"{name}_scores", (1,))
+            check_rows(np.reshape(s, (-1, 1)), f"{name}_scores", (1,), dtype="float64")
             for s, name in ((reference_scores, "reference"), (new_scores, "new"))
         ]
         if [len(s) for s in found] != [len(reference), len(new)]:

@@ -48,7 +48,8 @@ def explain(
     (2, 2)
 
     Args:
-        log_density: maps rows (m, n) to log-densities (m,), known up to a constant at least.
+        log_density: maps float64 rows (m, n) to log-densities (m,), known up to a constant at
+            least.
         x: rows (m, n) to explain.
         reference: normal rows, shape (rows, n), which give each column's range.
         points: points of a grid, at least 5.
@@ -56,13 +57,15 @@ def explain(
     Raises:
         ValueError: wrong shapes, NaN or infinity, or too few ``points``.
     """
-    reference = check_rows(reference, "reference", np.shape(reference)[1:2] or (1,))
-    x = check_rows(x, "x", reference.shape[1:]).astype(np.float64)
+    reference = check_rows(
+        reference, "reference", np.shape(reference)[1:2] or (1,), dtype="float64"
+    )
+    x = check_rows(x, "x", reference.shape[1:], dtype="float64")
     points = check_integer(points, "points", 5)
-    now = np.asarray(log_density(x.astype(np.float32)), np.float64)
+    now = np.asarray(log_density(x), np.float64)
     shares, usual = np.zeros_like(x), x.copy()
     for column in range(x.shape[1]):
-        known = np.unique(reference[:, column]).astype(np.float64)
+        known = np.unique(reference[:, column])
         if len(known) <= FEW:
             best, values = _best(
                 log_density, x, column, np.broadcast_to(known, (len(x), len(known)))
@@ -96,7 +99,7 @@ def _best(
     rows_at_once = max(1, BATCH // grid.shape[1])
     for i in range(0, len(x), rows_at_once):
         part = grid[i : i + rows_at_once]
-        moved = np.repeat(x[i : i + rows_at_once].astype(np.float32), part.shape[1], axis=0)
+        moved = np.repeat(x[i : i + rows_at_once], part.shape[1], axis=0)
         moved[:, column] = part.ravel()
         values[i : i + rows_at_once] = np.asarray(log_density(moved)).reshape(part.shape)
     best = values.argmax(axis=1)

@@ -48,7 +48,7 @@ class RowsDensity:
     """
 
     def __init__(self, rows: Any, sigma: float | None = None):
-        rows = check_rows(rows, "rows", np.shape(rows)[1:2] or (1,)).astype(np.float64)
+        rows = check_rows(rows, "rows", np.shape(rows)[1:2] or (1,), dtype="float64")
         self._mean = rows.mean(axis=0)
         self._rows = rows - self._mean  # distances lose fewest digits around the mean
         scale = float(np.sqrt(rows.var(axis=0).mean()))
@@ -85,7 +85,7 @@ class RowsDensity:
         With ``leave_one_out``, a row among those of the density is left out for itself: so the
         strange ones among the rows are found. If it has copies, these stay.
         """
-        x = check_rows(x, "x", self._rows.shape[1:]).astype(np.float64) - self._mean
+        x = check_rows(x, "x", self._rows.shape[1:], dtype="float64") - self._mean
         out = np.empty(len(x))
         for i in range(0, len(x), CHUNK):
             distances = self._distances(x[i : i + CHUNK])
@@ -134,7 +134,8 @@ class AnomalyScores:
                 "`dde` must be a density of flat rows without conditions, got rows of shape "
                 f"{dde.data_shape} and conditions of {dde.condition_dim} entries."
             )
-        rows = check_rows(rows, "rows", dde.data_shape)
+        self._dtype = "float32" if standardised else dde.row_dtype
+        rows = check_rows(rows, "rows", dde.data_shape, dtype=self._dtype)
         rows = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
         self.dde, self._standardised = dde, standardised
         inside = self._inside(rows)
@@ -195,7 +196,7 @@ class AnomalyScores:
             raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
         if method == "time" and not isinstance(self.dde.noise, LogUniform):
             raise ValueError(f"`method` 'time' needs LogUniform noise, got {self.dde.noise!r}.")
-        x = check_rows(x, "x", self.dde.data_shape)
+        x = check_rows(x, "x", self.dde.data_shape, dtype=self._dtype)
         inside = self._inside(x)
         if method == "density":
             return self._by_network(inside) - float(self.dde.log_scale())
