@@ -173,6 +173,18 @@ def test_anomaly_scores_heed_the_weights():
 
 
 @pytest.mark.usefixtures("quick")
+def test_anomaly_scores_of_seconds_since_1970():
+    """float32, with its steps of 128 s there, would not see ten seconds."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([1.7e9 + rng.random(300), rng.normal(size=300)])
+    estimator = tiny().fit(x)
+    late = x[:5] + [10.0, 0.0]
+    for method in ("rows", "density"):
+        usual = estimator.anomaly_score(x, method)
+        assert estimator.anomaly_score(late, method).min() > np.quantile(usual, 0.99)
+
+
+@pytest.mark.usefixtures("quick")
 def test_an_integer_random_state_fixes_the_fit_and_leaves_pythons_alone():
     x = rows(1_200, 6)  # enough for some to be held back
     before = random.getstate()
