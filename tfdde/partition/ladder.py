@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity, reference
+from tfdde.partition.far_field import DIMENSIONS
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import RowDraws
 from tfdde.utils.random import Purpose
@@ -224,8 +225,9 @@ def ladder(
     x_i + sigma_k epsilon are samples of the data with noise, so of e^s(., sigma_k) / Z_k if s is
     right. The top level is bridged to a normalised density that resembles the data there. A
     trained s is not quite right, so ``moves`` steps of Hamiltonian Monte Carlo move the samples
-    towards its own density. If the second half of the moves still changes log Z, the samples may
-    not have reached the density: the interval is widened, or the estimate gets a ``doubt``.
+    towards its own density. If in more than three dimensions the second half of the moves still
+    changes log Z, the samples may not have reached the density: the interval is widened, or the
+    estimate gets a ``doubt``. (In up to three, ``far_field`` sees that more precisely.)
     Otherwise the interval covers the sampling error alone (delta method, with the rows as
     clusters). Mass where no rows are is not seen here: ``far_field`` looks for that. Neither
     ``lower`` nor ``upper`` is a bound.
@@ -263,7 +265,7 @@ def ladder(
     draws = RowDraws(len(rows), weights)
 
     def draw(level: int) -> tuple[Draw, ...]:
-        """Samples at a level, and the same after half of the moves if they move."""
+        """Samples at a level, and also as they were after half of the moves if that is checked."""
         sigma = sigmas[level]
         index = draws.take(samples, rng)
         noise = rng.standard_normal((samples, dimensions)).astype(np.float32)
@@ -273,7 +275,8 @@ def ladder(
         if not moves:
             return (Draw(index, y, evaluate(y, sigma), controls),)
         middle, end = evaluate.moves.with_middle(y, sigma, sigma, moves, int(rng.integers(2**31)))
-        return Draw(index, *end, controls), Draw(index, *middle, controls)
+        after = Draw(index, *end, controls)
+        return (after, Draw(index, *middle, controls)) if dimensions > DIMENSIONS else (after,)
 
     last = len(sigmas) - 1
     uppers = draw(last)
@@ -284,7 +287,7 @@ def ladder(
     estimates = []
     for k in range(last, -1, -1):
         estimate = descents[0].estimate(sigmas[k], draws.effective_share)
-        if moves:
+        if len(descents) > 1:
             estimate = with_drift(estimate, *descents[0].minus(descents[1]))
         estimates.append(estimate)
         if k == 0:
