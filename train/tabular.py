@@ -33,11 +33,13 @@ import numpy as np
 
 import tfdde
 from tfdde import datasets, plots, recipes, runs, tuning
+from tfdde.anomalies.report import strange_rows
 from tfdde.datasets.tables import BUILTIN
 from tfdde.noise import Noise
 from tfdde.partition.importance import importance
 from tfdde.runs import command_line
 from tfdde.utils.checks import check_spread
+from tfdde.utils.files import atomic
 
 PRESETS = Path(__file__).parent / "presets" / "tabular"
 DEFAULT = "levels"
@@ -143,6 +145,26 @@ def normalise(args, dde, table, path):
     dde.partition = best
 
 
+def write_report(run, dde, table, text):
+    """Write report.md: likelihood, pictures, what was done to columns, and the strangest rows."""
+
+    def log_density(rows):
+        return dde.log_density(rows, normalized=dde.normalized)
+
+    parts = [f"# {run.folder.name}", *text.split("\n")]
+    for name in ("sigma", "log_density", "losses"):
+        if (run / f"{name}.png").is_file():
+            parts.append(f"![{name}]({name}.png)")
+    if schema := table.schema:
+        notes = [*schema.notices, *(f"Warning: {text}" for text in schema.warnings)]
+        if notes:
+            parts += ["## Columns", "\n".join(f"- {note}" for note in notes)]
+    rows = table.x_test[:CHUNK], table.x_validation[:CHUNK], table.x_train[:CHUNK]
+    parts += ["## Strange rows", strange_rows(log_density, *rows, table.columns)]
+    with atomic(run / "report.md") as path:
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
 @runs.command
 def main(argv=None):
     args = parse(argv)
@@ -202,13 +224,16 @@ def main(argv=None):
         columns=table.columns,
         **({"notices": schema.notices, "warnings": schema.warnings} if schema else {}),
     )
-    print(
+    text = (
         f"sigma = {log_z.sigma:.3g} (lowest: {args.sigma:g}) standard deviations; {log_z}\n"
         f"Held-out {kind}: {mean:.4f} ± {error:.4f} nats per row in the data's own units, "
         f"{mean + log_volume:.4f} in standardised ones ({len(test)} test rows)."
     )
     if schema and schema.dequantised:
-        print(f"It is that of the columns with noise: {', '.join(schema.dequantised)}.")
+        text += f"\nIt is that of the columns with noise: {', '.join(schema.dequantised)}."
+    print(text)
+    write_report(run, dde, table, text)
+    print(f"Pictures, a threshold and the strangest test rows: {run / 'report.md'}")
     return True
 
 

@@ -30,6 +30,7 @@ FILES = {
     "density.keras",
     "log_density.png",
     "losses.png",
+    "report.md",
     "result.json",
     "validation.csv",
 }
@@ -69,6 +70,20 @@ def read(folder):
 
 def files(folder):
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_report_has_the_threshold_and_the_strangest_rows(whole, gaussian):
+    text = (whole / "report.md").read_text("utf-8")
+    dde = keras.saving.load_model(whole / "density.keras")
+    _, validation, test = datasets.split_rows(gaussian, 0)
+    log_density = dde.log_density(test, normalized=dde.normalized).numpy()
+    alarm = float(re.search(r"below (\S+) nats is an alarm", text)[1])
+    known = dde.log_density(validation, normalized=dde.normalized).numpy()
+    assert (known < alarm + 1e-3 * abs(alarm)).mean() == pytest.approx(0.05, abs=0.01)
+    listed = [int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
+    assert listed == np.argsort(log_density)[: len(listed)].tolist() and listed
+    for picture in re.findall(r"\((\S+\.png)\)", text):
+        assert (whole / picture).is_file()
 
 
 def test_likelihood_of_a_known_gaussian(whole, gaussian):

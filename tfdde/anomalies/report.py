@@ -1,0 +1,71 @@
+"""Markdown on the rows of a table that a density finds strange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfdde.anomalies.explanation import explain
+from tfdde.anomalies.threshold import threshold
+
+MOST, COLUMNS = 5, 3  # rows that are shown, and columns of each
+
+
+def strange_rows(
+    log_density: Callable[[np.ndarray], Any],
+    rows: np.ndarray,
+    held_out: np.ndarray,
+    reference: np.ndarray,
+    names: Sequence[str],
+    rate: float = 0.05,
+) -> str:
+    """Describe a threshold of the log-density, and the rows that are farthest below it.
+
+    >>> normal = np.random.default_rng(0).normal(size=(300, 2))
+    >>> rows = np.array([[0.0, 0.0], [0.0, 9.0]])
+    >>> log_density = lambda x: -np.square(x).sum(axis=1) / 2
+    >>> text = tfdde.anomalies.report.strange_rows(log_density, rows, normal, normal, ["a", "b"])
+    >>> print(text.splitlines()[-1])
+    | 1 | -40.5 | `b` = 9 (usual: ...; 40.5 nats) |
+
+    Args:
+        log_density: maps rows (m, n) to log-densities (m,).
+        rows: to look at, (m, n).
+        held_out: normal rows that were not trained on, which the threshold is calibrated on.
+        reference: normal rows, which give each column's range.
+        names: of the columns.
+        rate: of false alarms that is accepted; with few ``held_out`` rows the lowest possible.
+
+    Returns:
+        A paragraph and a table of up to five rows, the strangest first.
+    """
+    rate = max(rate, 1 / (len(held_out) + 1))
+    found = threshold(-np.asarray(log_density(held_out), np.float64), rate)
+    values = np.asarray(log_density(rows), np.float64)
+    alarms = int((values < -found.value).sum())
+    lines = [
+        f"A log-density below {-found.value:.4g} nats is an alarm. {100 * found.rate:.2g} % of "
+        f"normal rows are expected to raise one (95 %: {100 * found.low:.2g} to "
+        f"{100 * found.high:.2g} %; from {found.rows} validation rows), and {alarms} of "
+        f"{len(rows)} test rows do. The strangest test rows, and the columns whose usual value, "
+        "given the row's other columns, would raise the log-density most:",
+        "",
+        "| test row | log-density | columns |",
+        "| --- | --- | --- |",
+    ]
+    worst = np.argsort(values, kind="stable")[:MOST]
+    worst = worst[values[worst] < -found.value]
+    if not len(worst):
+        return lines[0].partition(" The strangest")[0]
+    explanation = explain(log_density, rows[worst], reference)
+    for place, row in enumerate(worst):
+        columns = [j for j in explanation.ranking()[place] if explanation.shares[place, j] > 0]
+        cells = [
+            f"`{names[j]}` = {rows[row, j]:.6g} (usual: {explanation.usual[place, j]:.6g}; "
+            f"{explanation.shares[place, j]:.3g} nats)"
+            for j in columns[:COLUMNS]
+        ]
+        lines.append(f"| {row} | {values[row]:.4g} | {', '.join(cells)} |")
+    return "\n".join(lines)
