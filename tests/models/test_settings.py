@@ -251,7 +251,11 @@ def test_what_compile_was_told_comes_back(make):
     [
         (density, {"time_weight": -0.5}, "`time_weight` must be a finite number >= 0, got -0.5"),
         (density, {"time_weight": np.nan}, "`time_weight` must be a finite number >= 0, got nan"),
-        (density, {"normalization": "x"}, "`normalization` must be a keras.layers.*got 'x'"),
+        (
+            density,
+            {"normalization": "x"},
+            "`normalization` must be a tfdde.tables.Schema or a keras.*got 'x'",
+        ),
         (density, {"base": tfdde.GaussianBase(3)}, r"GaussianBase\(\(2,\)\).*got \(3,\)"),
         (sampler, {"level_power": np.inf}, "`level_power` must be a finite number, got inf"),
         (sampler, {"data_steps": 0}, "`data_steps` must be an integer >= 1, got 0"),

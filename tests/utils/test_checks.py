@@ -61,16 +61,33 @@ DOORS = {
         x, tfdde.LogUniform(SIGMA, 4.0), 8, 1, keras.layers.Normalization()
     ),
     "Densities": lambda x: Densities(x, sigma=(SIGMA, 0.5)),
-    "DDEstimator": lambda x: DDEstimator(sigma=SIGMA, steps=1).fit(x),
 }
 
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("bad", BAD)
 def test_columns_without_a_spread_that_float32_holds_are_refused(door, bad):
-    name = "X" if door == "DDEstimator" else "x"
-    with pytest.raises(ValueError, match=rf"Columns \[1\] of `{name}` are constant, or .*float32"):
+    with pytest.raises(ValueError, match=r"Columns \[1\] of `x` are constant, or .*float32"):
         DOORS[door](BAD[bad])
+
+
+@pytest.mark.parametrize("bad", ["constant", "zeros"])
+def test_an_estimator_refuses_constant_columns(bad):
+    with pytest.raises(ValueError, match="Column '1' is constant"):
+        DDEstimator(sigma=SIGMA, steps=1).fit(BAD[bad])
+
+
+@pytest.mark.parametrize("factor", [2.0**-30, 2.0**-70, 2.0**66])  # exact in float32
+def test_an_estimator_takes_columns_of_any_scale(factor):
+    """Its schema standardises in float64: the densities differ by the log of the factor."""
+    factors = np.float32([1.0, factor, 1.0])
+    usual, scaled = (
+        DDEstimator(SIGMA, width=8, depth=1, steps=1, random_state=0).fit(x).dde_
+        for x in (good(), good() * factors)
+    )
+    expected = usual.log_density(good(), normalized=False).numpy() - np.log(factor)
+    found = scaled.log_density(good() * factors, normalized=False).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_rows_that_are_not_standardised_need_room_for_the_noise():
