@@ -51,6 +51,18 @@ def test_a_savedmodel_takes_raw_rows_in_float64(wide):
     assert np.ptp(expected) > 1
 
 
+def test_signatures_of_float64_rows_agree_with_the_others(wide):
+    """Also for columns whose scale is below what Keras divides by."""
+    frame, dde, path = wide
+    signatures = tf.saved_model.load(str(path)).signatures
+    x = tf.constant(frame.to_numpy(np.float64))
+    for name in ("log_density", "score"):
+        expected = signatures[name](x=x)[name].numpy()
+        found = signatures[f"{name}_float64"](x=x)[name].numpy()
+        largest = np.abs(expected).max(axis=0)  # of each column: they differ by 1e12
+        np.testing.assert_allclose(found / largest, expected / largest, atol=1e-5)
+
+
 def test_metadata_name_the_columns_and_what_was_done(wide):
     frame, _, path = wide
     facts = json.loads((path / "assets.extra/metadata.json").read_text())

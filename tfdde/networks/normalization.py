@@ -98,6 +98,14 @@ def scale(variance: tf.Tensor) -> tf.Tensor:
     return tf.maximum(tf.sqrt(variance), keras.config.epsilon())
 
 
+def location_and_scale(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a built layer subtracts from rows and divides them by; dtypes as of ``statistics``."""
+    if isinstance(layer, Schema):
+        return tf.constant(layer.location[None]), tf.constant(layer.scale[None])
+    mean, variance = statistics(layer)
+    return mean, scale(variance)
+
+
 def adaptable(layer: Any) -> bool:
     """Whether ``adapt`` finds the statistics of a layer, which were not given to it."""
     return isinstance(layer, keras.layers.Normalization) and layer.input_mean is None
@@ -128,8 +136,8 @@ def standardize(layer: Any, x: tf.Tensor) -> tf.Tensor:
     """(x - mean) / scale, as the layer itself computes it from up-to-date constants."""
     if isinstance(layer, Schema):
         return layer.inside(x)
-    mean, variance = statistics(layer)
-    return (x - mean) / scale(variance)
+    location, divisor = location_and_scale(layer)
+    return (x - location) / divisor
 
 
 def log_scale(layer: Any, shape: tuple[int, ...]) -> tf.Tensor:

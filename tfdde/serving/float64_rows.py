@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdde.losses import score_of
 from tfdde.models.dde import DDE
-from tfdde.networks.normalization import scale, statistics
+from tfdde.networks.normalization import location_and_scale
 
 SUFFIX = "_float64"  # of the names of these signatures
 
@@ -38,16 +38,15 @@ def log_density(density: DDE, x: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
 def score(density: DDE, x: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
     """Return the gradient in the data's own units, float32 of the shape of ``x``. Args as above."""
     inside = _inside(density, x)
-    _, variance = statistics(density.normalization)
+    _, scale = location_and_scale(density.normalization)
     gradient = score_of(lambda y: _at(density, y, *condition), inside)
-    return gradient / tf.cast(scale(variance), tf.float32)
+    return tf.cast(tf.cast(gradient, tf.float64) / tf.cast(scale, tf.float64), tf.float32)
 
 
 def _inside(density: DDE, x: tf.Tensor) -> tf.Tensor:
     """Return the standardised rows, float32."""
-    mean, variance = statistics(density.normalization)
-    centred = x - tf.cast(mean, tf.float64)
-    return tf.cast(centred / tf.cast(scale(variance), tf.float64), tf.float32)
+    location, scale = (tf.cast(v, tf.float64) for v in location_and_scale(density.normalization))
+    return tf.cast((x - location) / scale, tf.float32)
 
 
 def _at(density: DDE, inside: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
