@@ -30,7 +30,6 @@ from tfdde.partition.evaluator import Evaluator
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import at_shares
 from tfdde.utils.random import Purpose
-from tfdde.utils.statistics import QUANTILE
 
 DIMENSIONS = 3  # up to this many, importance sampling from everywhere is precise
 ERRORS, MARGIN = 3.0, 0.01  # standard errors and nats that two estimates may differ by
@@ -98,14 +97,7 @@ def widened(estimate: LogPartition, value: float, error: float) -> LogPartition:
     The ladder's own error leaves out that its samples have not quite reached the density.
     """
     both = math.hypot(error, estimate.standard_error)
-    excess = max(0.0, abs(value - estimate.value) - both)
-    standard_error = math.hypot(estimate.standard_error, excess)
-    return dataclasses.replace(
-        estimate,
-        standard_error=standard_error,
-        lower=min(estimate.lower, estimate.value - QUANTILE * standard_error),
-        upper=max(estimate.upper, estimate.value + QUANTILE * standard_error),
-    )
+    return estimate.widened(max(0.0, abs(value - estimate.value) - both))
 
 
 def disagreement(estimate: LogPartition, value: float, error: float) -> str:

@@ -16,7 +16,6 @@ from tfdde.partition.far_field import DIMENSIONS
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import RowDraws
 from tfdde.utils.random import Purpose
-from tfdde.utils.statistics import QUANTILE
 
 ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats that the last moves may change log Z by
 
@@ -204,11 +203,7 @@ def with_drift(estimate: LogPartition, drift: float, error: float) -> LogPartiti
     if not abs(drift) <= ERRORS * error + MARGIN:
         change = f"the second half of the moves changes it by {drift:.2f} ± {error:.2f} nats"
         return dataclasses.replace(estimate, doubt=f"{change}, so its samples need more moves")
-    excess = max(0.0, abs(drift) - error)
-    standard_error = math.hypot(estimate.standard_error, excess)
-    half = QUANTILE * standard_error
-    lower, upper = estimate.value - half, estimate.value + half
-    return dataclasses.replace(estimate, standard_error=standard_error, lower=lower, upper=upper)
+    return estimate.widened(max(0.0, abs(drift) - error))
 
 
 def ladder(

@@ -56,6 +56,13 @@ class LogPartition:
         half = QUANTILE * error
         return cls(value, error, value - half, value + half, size, method, float(sigma))
 
+    def widened(self, excess: float) -> LogPartition:
+        """Return the estimate with a further, independent error of ``excess`` nats."""
+        error = math.hypot(self.standard_error, excess)
+        half = QUANTILE * error
+        lower, upper = min(self.lower, self.value - half), max(self.upper, self.value + half)
+        return dataclasses.replace(self, standard_error=error, lower=lower, upper=upper)
+
     @property
     def trusted(self) -> bool:
         """Whether a log-likelihood may be built on it.
