@@ -21,12 +21,7 @@ from tfdde.utils.statistics import mean_and_variance
 
 
 def statistics(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of a built layer, as tensors that broadcast to its rows.
-
-    They are float64 for a schema, otherwise float32.
-    """
-    if isinstance(layer, Schema):
-        return tf.constant(layer.location[None]), tf.constant(np.square(layer.scale)[None])
+    """Mean and variance of a built ``Normalization``: float32, broadcast to its rows."""
     if layer.input_mean is not None:  # given to the constructor, so there are no variables
         mean, variance = layer.mean, layer.variance
     else:
@@ -99,7 +94,10 @@ def scale(variance: tf.Tensor) -> tf.Tensor:
 
 
 def location_and_scale(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a built layer subtracts from rows and divides them by; dtypes as of ``statistics``."""
+    """What a built layer subtracts from rows and divides them by.
+
+    Both broadcast to rows. They are float64 for a schema, otherwise float32.
+    """
     if isinstance(layer, Schema):
         return tf.constant(layer.location[None]), tf.constant(layer.scale[None])
     mean, variance = statistics(layer)
@@ -136,7 +134,7 @@ def standardize(layer: Any, x: tf.Tensor) -> tf.Tensor:
     """(x - mean) / scale, as the layer itself computes it from up-to-date constants."""
     if isinstance(layer, Schema):
         return layer.inside(x)
-    location, divisor = location_and_scale(layer)
+    location, divisor = (tf.cast(v, x.dtype) for v in location_and_scale(layer))
     return (x - location) / divisor
 
 

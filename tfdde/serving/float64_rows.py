@@ -45,8 +45,7 @@ def score(density: DDE, x: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
 
 def _inside(density: DDE, x: tf.Tensor) -> tf.Tensor:
     """Return the standardised rows, float32."""
-    location, scale = (tf.cast(v, tf.float64) for v in location_and_scale(density.normalization))
-    return tf.cast((x - location) / scale, tf.float32)
+    return tf.cast(density.inside(x), tf.float32)
 
 
 def _at(density: DDE, inside: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:

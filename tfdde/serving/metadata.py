@@ -20,7 +20,7 @@ import tensorflow as tf
 from tfdde._version import __version__
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
-from tfdde.networks.normalization import statistics
+from tfdde.networks.normalization import location_and_scale
 from tfdde.serving.verify import Errors
 from tfdde.tables.schema import Schema
 from tfdde.utils.files import read_object
@@ -68,9 +68,8 @@ def facts(
         preprocessing["inside"] = "none"
     else:
         preprocessing["inside"] = "(x - mean) / standard_deviation"
-        mean, variance = (np.ravel(v) for v in statistics(layer))
-        preprocessing["mean"] = mean.tolist()
-        preprocessing["standard_deviation"] = np.sqrt(variance).tolist()
+        mean, deviation = (np.ravel(v).tolist() for v in location_and_scale(layer))
+        preprocessing["mean"], preprocessing["standard_deviation"] = mean, deviation
     if schema is not None:
         preprocessing["dequantised"] = list(schema.dequantised)
         preprocessing["notices"] = [*schema.notices, *schema.warnings]

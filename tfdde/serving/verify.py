@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
-from tfdde.networks.normalization import statistics
+from tfdde.networks.normalization import location_and_scale
 from tfdde.serving.signatures import FLOAT64, log_density
 
 Errors = dict[str, float]
@@ -135,9 +135,9 @@ def _points(
     noise = rng.standard_normal((count, *density.data_shape), np.float32)
     mean, scale = np.zeros(()), np.ones(())
     if density.normalization is not None:
-        mean, variance = statistics(density.normalization)
         mean, scale = (
-            np.broadcast_to(v, (1, *density.data_shape)) for v in (mean, np.sqrt(variance))
+            np.broadcast_to(v, (1, *density.data_shape))
+            for v in location_and_scale(density.normalization)
         )
     conditions = {}
     if density.condition_dim:
@@ -160,8 +160,8 @@ def _points(
 def _fine_points(density: DDE, count: int) -> np.ndarray:
     """Return float64 rows near the data of a density with a normalization."""
     shape = (count, *density.data_shape)
-    mean, variance = (np.asarray(v, np.float64) for v in statistics(density.normalization))
-    return mean + np.sqrt(variance) * np.random.default_rng(0).standard_normal(shape)
+    mean, scale = (np.asarray(v, np.float64) for v in location_and_scale(density.normalization))
+    return mean + scale * np.random.default_rng(0).standard_normal(shape)
 
 
 @contextlib.contextmanager
