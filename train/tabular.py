@@ -145,6 +145,11 @@ def normalise(args, dde, table, path):
     dde.partition = best
 
 
+def notes_on(schema):
+    """What was done to the columns, and what is still wrong with them, a sentence each."""
+    return [*schema.notices, *(f"Warning: {text}" for text in schema.warnings)]
+
+
 def write_report(run, dde, table, text):
     """Write report.md: likelihood, pictures, what was done to columns, and the strangest rows."""
 
@@ -155,10 +160,8 @@ def write_report(run, dde, table, text):
     for name in ("sigma", "log_density", "losses"):
         if (run / f"{name}.png").is_file():
             parts.append(f"![{name}]({name}.png)")
-    if schema := table.schema:
-        notes = [*schema.notices, *(f"Warning: {text}" for text in schema.warnings)]
-        if notes:
-            parts += ["## Columns", "\n".join(f"- {note}" for note in notes)]
+    if table.schema and (notes := notes_on(table.schema)):
+        parts += ["## Columns", "\n".join(f"- {note}" for note in notes)]
     rows = table.x_test[:CHUNK], table.x_validation[:CHUNK], table.x_train[:CHUNK]
     parts += ["## Strange rows", strange_rows(log_density, *rows, table.columns)]
     with atomic(run / "report.md") as path:
@@ -184,7 +187,7 @@ def main(argv=None):
     keras.utils.set_random_seed(args.seed)
 
     if schema and run.chief:
-        for text in (*schema.notices, *(f"Warning: {text}" for text in schema.warnings)):
+        for text in notes_on(schema):
             print(text)
     dde = build(args, x, schema)
     best = runs.KeepBest(
