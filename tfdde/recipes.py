@@ -105,6 +105,8 @@ def toy_models(
     scale: float = 1.0,
     dde_steps: int = 10,
     relative: bool = False,
+    ratio: str = "denoising",
+    forward: float = 0.0,
     level_power: float = 1.0,
     seed: int = 0,
 ) -> tuple[DDE, Generator]:
@@ -123,6 +125,7 @@ def toy_models(
         scale: size of the points, by which the networks divide them.
         dde_steps: updates of s_q for one of the generator.
         relative: whether s_q's network learns s_q - s_p.
+        ratio, forward: of ``Generator``.
         level_power: weight of a level sigma in the generator's loss is sigma to this power.
         seed: of noise and latents; the networks' weights are drawn by
             ``keras.utils.set_random_seed``.
@@ -150,6 +153,8 @@ def toy_models(
         latent_dim=latent_dim,
         dde_steps=dde_steps,
         relative=relative,
+        ratio=ratio,
+        forward=forward,
         level_power=level_power,
         seed=seed + 3,
     )

@@ -101,8 +101,7 @@ def parse(argv, dataset=None):
     add("--activation", choices=ACTIVATIONS, help="of s_p and s_q")
     add("--sigma", type=number, help="noise level, in units of a pixel in [0, 1]")
     add("--sigma-max", type=number, help="highest level; equal to --sigma: only one")
-    add("--ratio", choices=LEVEL_POWERS, help="how s_q - s_p is learned")
-    add("--forward", type=float, help="share of the forward KL in what g minimises")
+    command_line.add_ratio_options(parser)
     text = "estimate log Z and the held-out log-likelihood"
     add("--log-z", action=argparse.BooleanOptionalAction, help=text)
     add("--latent-dim", type=count, default=LATENTS.get(dataset, 16), help="dimensions of z")
@@ -120,10 +119,7 @@ def parse(argv, dataset=None):
     args.output = args.output or f"runs/{dataset}"
     if args.sigma_max < args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} is below --sigma {args.sigma}")
-    if not 0 <= args.forward <= 1:
-        parser.error(f"--forward must be from 0 to 1, got {args.forward:g}")
-    if args.forward and args.ratio != "logistic":
-        parser.error(f"--forward {args.forward:g} needs --ratio logistic; else it must be 0")
+    command_line.check_ratio_options(parser, args)
     return args
 
 

@@ -59,6 +59,7 @@ def parse(argv):
     add("--generator-learning-rate", type=number, default=2e-3, help="Adam's for g, likewise")
     relative = "s_q's network learns s_q - s_p (None: with several levels)"
     add("--relative", action=argparse.BooleanOptionalAction, help=relative)
+    command_line.add_ratio_options(parser)
     add("--level-power", type=float, default=1.0, help="levels weigh (sigma / --sigma) to this")
     add("--ema", type=number, default=0.998, help="momentum of the averages of g's weights")
     command_line.add_device_option(parser)
@@ -68,7 +69,10 @@ def parse(argv):
     if args.sigma_max < args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} is below --sigma {args.sigma}")
     if args.relative is None:
-        args.relative = args.sigma_max > args.sigma
+        args.relative = args.sigma_max > args.sigma or args.ratio == "logistic"
+    if args.ratio == "logistic" and not args.relative:
+        parser.error("--ratio logistic learns s_q - s_p: it can't be with --no-relative")
+    command_line.check_ratio_options(parser, args)
     if args.ema >= 1:
         parser.error(f"--ema must be below 1, got {args.ema}")
     if args.generator_steps < 0:
@@ -102,6 +106,8 @@ def main(argv=None):
             scale=datasets.toy_scale(args.dataset) / datasets.toy_scale("checkerboard"),
             dde_steps=args.dde_steps,
             relative=args.relative,
+            ratio=args.ratio,
+            forward=args.forward,
             level_power=args.level_power,
             seed=args.seed,
         )

@@ -332,6 +332,22 @@ def test_mnist_refuses(capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--forward=0.5"], "--forward 0.5 needs --ratio logistic; else it must be 0"),
+        (
+            ["--ratio=logistic", "--no-relative"],
+            "--ratio logistic learns s_q - s_p: it can't be with --no-relative",
+        ),
+    ],
+)
+def test_toy_refuses(capsys, options, message):
+    with pytest.raises(SystemExit):
+        toy_script.parse(options)
+    assert message in capsys.readouterr().err
+
+
 def start(args):
     return subprocess.Popen(
         [sys.executable, "-u", "train/toy.py", *args],

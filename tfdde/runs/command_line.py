@@ -114,6 +114,22 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", nargs="+", metavar="GPU:0", help=text)
 
 
+def add_ratio_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options on how a generator's s_q - s_p is learned, and what g minimises."""
+    kinds = ("denoising", "logistic")
+    parser.add_argument("--ratio", choices=kinds, default=kinds[0], help="how s_q - s_p is learned")
+    text = "share of the forward KL in what g minimises, with --ratio logistic"
+    parser.add_argument("--forward", type=float, default=0.0, help=text)
+
+
+def check_ratio_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with an error if the options of ``add_ratio_options`` can't be."""
+    if not 0 <= args.forward <= 1:
+        parser.error(f"--forward must be from 0 to 1, got {args.forward:g}")
+    if args.forward and args.ratio != "logistic":
+        parser.error(f"--forward {args.forward:g} needs --ratio logistic; else it must be 0")
+
+
 def add_table_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Add the options that name a table: --data or --dataset, --columns, --data-dir.
 
