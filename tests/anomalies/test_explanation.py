@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gaussians import gaussian_dde
 
-from tfdde.anomalies import explain
+from tfdde.anomalies import Range, explain, ranges
 
 N = 8
 
@@ -77,10 +77,24 @@ def test_a_column_of_few_values_takes_one_of_them():
     np.testing.assert_allclose(found.shares[:, 0], [0.8**2 - 0.2**2, 0.0], atol=1e-6)
 
 
+def test_ranges_stand_for_the_rows():
+    """Nothing else is taken from the rows: neither their number nor their order."""
+    _, precision, rows = correlated()
+    rows[:, 3] = np.rint(rows[:, 3])
+    found = explain(log_density(precision), rows[:20], rows)
+    known = ranges(rows)
+    assert known[3].values == tuple(np.unique(rows[:, 3])) and known[0].values is None
+    again = explain(log_density(precision), rows[:20], known)
+    for one, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_is_wrong_is_named():
     rows = correlated()[2][:100]
     with pytest.raises(ValueError, match=r"`x` must have shape \(rows, 8\), got \(2, 3\)"):
         explain(log_density(np.eye(N)), rows[:2, :3], rows)
+    with pytest.raises(ValueError, match=r"`x` must have shape \(rows, 1\), got \(2, 8\)"):
+        explain(log_density(np.eye(N)), rows[:2], [Range(0.0, 1.0)])
     with pytest.raises(ValueError, match="`points` must be an integer >= 5, got 2"):
         explain(log_density(np.eye(N)), rows[:2], rows, points=2)
 

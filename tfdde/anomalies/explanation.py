@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,40 @@ class Explanation(NamedTuple):
         return np.argsort(-self.shares, axis=1, kind="stable")
 
 
+class Range(NamedTuple):
+    """Where the usual value of a column is searched: all that ``explain`` takes from normal rows.
+
+    Attributes:
+        low, high: the column's least and greatest value.
+        values: its values in ascending order if there are at most 33, else None.
+    """
+
+    low: float
+    high: float
+    values: tuple[float, ...] | None = None
+
+
+def ranges(reference: Any) -> list[Range]:
+    """Return the range of each column of normal rows.
+
+    >>> tfdde.anomalies.ranges([[0.0, 7.0], [1.0, 7.0]])
+    [Range(low=0.0, high=1.0, values=(0.0, 1.0)), Range(low=7.0, high=7.0, values=(7.0,))]
+
+    Args:
+        reference: rows (m, n).
+
+    Raises:
+        ValueError: wrong shape, NaN or infinity.
+    """
+    rows = check_rows(reference, "reference", np.shape(reference)[1:2] or (1,), dtype="float64")
+    found = []
+    for column in rows.T:
+        known = np.unique(column)
+        few = tuple(known.tolist()) if len(known) <= FEW else None
+        found.append(Range(float(known[0]), float(known[-1]), few))
+    return found
+
+
 def explain(
     log_density: Callable[[np.ndarray], Any], x: Any, reference: Any, points: int = 33
 ) -> Explanation:
@@ -51,31 +85,35 @@ def explain(
         log_density: maps float64 rows (m, n) to log-densities (m,), known up to a constant at
             least.
         x: rows (m, n) to explain.
-        reference: normal rows, shape (rows, n), which give each column's range.
+        reference: normal rows, shape (rows, n), which give each column's range; or these ranges,
+            as ``ranges`` returns them.
         points: points of a grid, at least 5.
 
     Raises:
         ValueError: wrong shapes, NaN or infinity, or too few ``points``.
     """
-    reference = check_rows(
-        reference, "reference", np.shape(reference)[1:2] or (1,), dtype="float64"
-    )
-    x = check_rows(x, "x", reference.shape[1:], dtype="float64")
+    columns = reference if _are_ranges(reference) else ranges(reference)
+    x = check_rows(x, "x", (len(columns),), dtype="float64")
     points = check_integer(points, "points", 5)
     now = np.asarray(log_density(x), np.float64)
     shares, usual = np.zeros_like(x), x.copy()
-    for column in range(x.shape[1]):
-        known = np.unique(reference[:, column])
-        if len(known) <= FEW:
-            best, values = _best(
-                log_density, x, column, np.broadcast_to(known, (len(x), len(known)))
-            )
+    for column, (low, high, few) in enumerate(columns):
+        if few is not None:
+            grid = np.broadcast_to(few, (len(x), len(few)))
+            best, values = _best(log_density, x, column, grid)
         else:
-            best, values = _search(log_density, x, column, known[0], known[-1], points)
+            best, values = _search(log_density, x, column, low, high, points)
         gain = values - now
         shares[:, column] = np.maximum(gain, 0.0)
         usual[:, column] = np.where(gain > 0, best, x[:, column])
     return Explanation(shares, usual)
+
+
+def _are_ranges(reference: Any) -> bool:
+    """Whether a reference is what ``ranges`` returns, not rows."""
+    if not isinstance(reference, Sequence) or not reference:
+        return False
+    return all(isinstance(r, Range) for r in reference)
 
 
 def _search(
