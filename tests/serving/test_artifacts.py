@@ -10,7 +10,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import tfdde
-from tfdde import networks, serving
+from tfdde import anomalies, networks, serving
 from tfdde.serving import metadata
 from tfdde.serving.counter_sampler import counter_normal
 
@@ -75,6 +75,33 @@ def test_facts_of_the_run_are_told(tmp_path):
     with pytest.raises(ValueError, match=damaged):
         serving.export_savedmodel(tmp_path / "m", density, run=run)
     assert not (tmp_path / "m" / "3").exists()
+
+
+def test_metadata_tell_what_is_normal_but_no_row(tmp_path):
+    density = tfdde.DDE(networks.residual_mlp(2, width=4, depth=1), tfdde.Constant(0.2))
+    assert metadata.facts(density, None, {}, {}, serving.BOUND, tmp_path)["normal"] is None
+    rows = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
+    rows[:, 1] = np.arange(150) % 3
+    anomalies.NormalRows(rows[:51], rows[51:]).save(tmp_path / "normal_rows.npz")
+    path, _ = serving.export_savedmodel(tmp_path / "m", density, run=tmp_path)
+    text = (path / "assets.extra" / "metadata.json").read_text()
+    normal = json.loads(text)["normal"]
+    low, high = rows[:51, 0].min(), rows[:51, 0].max()
+    assert normal["ranges"] == [
+        {"low": float(low), "high": float(high), "values": None},
+        {"low": 0.0, "high": 2.0, "values": [0.0, 1.0, 2.0]},
+    ]
+    values = density.log_density(rows[51:], normalized=False).numpy()
+    np.testing.assert_allclose(normal["held_out_log_density"], np.sort(values), rtol=1e-6)
+    threshold = normal["threshold"]
+    assert (values < threshold["log_density"] - 1e-6).sum() == 4  # 5 of 99 + 1 are not above it
+    assert threshold["rate"] == pytest.approx(0.05) and threshold["rows"] == 99
+    assert len(text.splitlines()) < 150  # a list of numbers is one line
+    card = (path / "assets.extra" / "model_card.md").read_text("utf-8")
+    assert f"A log-density below {threshold['log_density']:.4g} nats is an alarm. 5 % of" in card
+    (tmp_path / "normal_rows.npz").write_bytes(b"PK no zip")
+    with pytest.raises(ValueError, match=r"normal_rows.npz can't be read as normal rows of 2 col"):
+        metadata.facts(density, None, {}, {}, serving.BOUND, tmp_path)
 
 
 def test_float16_is_measured_and_smaller(models, tmp_path):

@@ -7,7 +7,9 @@ as JSON.  ``card`` puts it into words, by the template ``model_card.md.template`
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -18,9 +20,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde._version import __version__
+from tfdde.anomalies import NormalRows, Threshold, ranges, threshold
+from tfdde.anomalies.normal_rows import FILE
+from tfdde.anomalies.report import alarm_rate, alarm_sentence
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks.normalization import location_and_scale
+from tfdde.serving.signatures import log_density
 from tfdde.serving.verify import Errors
 from tfdde.tables.schema import Schema
 from tfdde.utils.files import read_object
@@ -44,9 +50,9 @@ def facts(
         signatures: concrete functions by name.
         errors: the measured differences from Keras, as shares of the largest value.
         bound: the largest difference allowed, as such a share.
-        run: folder of the training run. ``config.json`` and ``result.json`` are read if they are
-            there. Its held-out likelihood counts only if it was measured with the density's
-            present log Z.
+        run: folder of the training run. ``config.json``, ``result.json`` and ``normal_rows.npz``
+            are read if they are there. Its held-out likelihood counts only if it was measured with
+            the density's present log Z.
 
     Raises:
         ValueError: one of these files is damaged; the message is one line.
@@ -85,6 +91,7 @@ def facts(
         "normalized": density.normalized,
         "log_partition": log_partition,
         "held_out": held_out,
+        "normal": _normal(density, run),
         "errors": errors,
         "error_bound": bound,
         "data_hash": None if checksum is None else f"crc32:{checksum:08x}",
@@ -109,6 +116,7 @@ def card(about: Mapping[str, Any]) -> str:
         "seeds": "- Equal seeds give equal samples." if sampler else "",
         "log_z": "\n".join(f"- {sentence}" for sentence in _log_z(about)),
         "held_out": _held_out(about["held_out"]),
+        "alarm": _alarm(about["normal"]),
         "error_bound": f"{about['error_bound']:.0e}",
         "errors": _errors(about["errors"]),
         "data_hash": about["data_hash"] or "unknown",
@@ -136,7 +144,13 @@ def card(about: Mapping[str, Any]) -> str:
 
 def text(about: Mapping[str, Any]) -> str:
     """Return the facts as the text of ``metadata.json``."""
-    return json.dumps(about, indent=2) + "\n"
+    lines = json.dumps(about, indent=2)
+    # A list of numbers takes one line, not one for each number.
+    return re.sub(r"\[\s+(-?\d[^][{}\"]*?)\s+\]", _on_one_line, lines) + "\n"
+
+
+def _on_one_line(found: re.Match) -> str:
+    return f"[{' '.join(found[1].split())}]"
 
 
 def _as_json(value: Any) -> Any:
@@ -150,6 +164,26 @@ def _read(run: str | os.PathLike | None, name: str) -> dict[str, Any]:
     if path is None or not path.exists():
         return {}
     return read_object(path)
+
+
+def _normal(density: DDE, run: str | os.PathLike | None) -> dict[str, Any] | None:
+    """What the rows that a run keeps tell of normal rows: numbers of columns, but no row."""
+    path = None if run is None else Path(run) / FILE
+    if path is None or not path.exists() or density.condition_dim:
+        return None
+    rows = NormalRows.load(path, math.prod(density.data_shape))
+    x = rows.held_out.astype(density.row_dtype).reshape(-1, *density.data_shape)
+    values = np.sort(np.asarray(log_density(density, x), np.float32))
+    found = threshold(-values.astype(np.float64), alarm_rate(len(values)))
+    return {
+        "ranges": [r._asdict() for r in ranges(rows.training)],
+        "threshold": {
+            "log_density": -found.value,
+            **{name: getattr(found, name) for name in ("rate", "low", "high", "rows")},
+        },
+        # As many digits as float32 needs.
+        "held_out_log_density": [float(f"{value:.9g}") for value in values],
+    }
 
 
 def _describe(function: Any) -> dict[str, dict[str, Any]]:
@@ -219,6 +253,14 @@ def _held_out(measured: Mapping[str, Any] | None) -> str:
         f"{measured['log_likelihood']:.4f} ± {measured['standard_error']:.4f} nats per row "
         f"({measured['rows']} test rows)"
     )
+
+
+def _alarm(normal: Mapping[str, Any] | None) -> str:
+    if normal is None:
+        return ""
+    known = dict(normal["threshold"])
+    found = Threshold(-known.pop("log_density"), **known)
+    return f"- {alarm_sentence(found, 'held-out')}"
 
 
 def _errors(errors: Errors) -> str:
