@@ -4,7 +4,8 @@
 
 8 columns, a network of 4 residual layers of 64 units. `seconds` is of all that comes after the
 imports, `process_seconds` with them, `cpu_seconds` on all cores; `peak_mib` is the largest
-resident memory, `imported_mib` that of the imports alone.
+resident memory, `imported_mib` that of the imports alone. `explained` are rows whose columns'
+shares are asked for, all of them.
 """
 
 import argparse
@@ -49,17 +50,17 @@ def usage():
     return int(peak) / 1024, time.process_time()
 
 (imported, cpu), start = usage(), time.perf_counter()
-scoring.score_file(*sys.argv[1:])
+scoring.score_file(*sys.argv[1:4], **json.loads(sys.argv[4]))
 seconds, (peak, end) = time.perf_counter() - start, usage()
 print(json.dumps([seconds, end - cpu, round(imported), round(peak)]))
 """
 
 
-def score(model, source, output, rows):
-    """Measure a process that scores a file."""
+def score(model, source, output, rows, **options):
+    """Measure a process that scores a file, with these options of `score_file`."""
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, model, source, output],
+        [sys.executable, "-c", MEASURED, model, source, output, json.dumps(options)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -80,7 +81,8 @@ def score(model, source, output, rows):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
+    parser.add_argument("--rows", type=int, nargs="*", default=[10**5, 10**6, 10**7])
+    parser.add_argument("--explained", type=int, nargs="*", default=[10**3, 10**4])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -93,6 +95,14 @@ def main():
             measured = score(model, source, output, rows)
             output.unlink()
             record.add("scoring", {"name": f"parquet, {rows} rows", "rows": rows, **measured})
+        normal = folder / "normal.parquet"
+        write(normal, 1_000)
+        for rows in args.explained:
+            write(source, rows)
+            measured = score(model, source, output, rows, explain="first", normal=str(normal))
+            output.unlink()
+            name = f"parquet, {rows} rows, explained"
+            record.add("scoring", {"name": name, "rows": rows, "explained": rows, **measured})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ After Ctrl-C, a kill or a crash the same command goes on; see docs/scoring.md.
 """
 
 import argparse
+import contextlib
 import sys
+from typing import Any
 
 from tfdde import runs
 
@@ -43,16 +45,44 @@ def main(argv: list[str] | None = None) -> int:
     add("--conditions", nargs="+", metavar="NAME", help="columns of its condition [none]")
     add("--keep", nargs="+", metavar="NAME", default=[], help="columns to pass on [none]")
     add("--anomaly-score", action="store_true", help="add anomaly_score, the negative log-density")
+    text = "add alarm, whether the log-density is below that of this share of normal rows"
+    add("--threshold", type=float, metavar="RATE", help=text)
+    add(
+        "--explain",
+        nargs="?",
+        const="first",
+        choices=["first", "all"],
+        help="add the column that explains most, or all columns; only of alarms with --threshold",
+    )
+    add("--drift", action="store_true", help="print whether the rows differ from normal ones")
+    text = "table of normal rows that were not trained on, for these three [those that MODEL keeps]"
+    add("--normal", metavar="FILE", help=text)
     add("--batch-size", type=runs.positive_int, help="rows of a call of the model [up to 8192]")
     add("--delimiter", metavar="CHAR", help="between the cells of CSV [as in the first line]")
     add("--decimal", metavar="CHAR", default=".", help="decimal point in CSV, . or , [.]")
     add("--encoding", metavar="NAME", default="utf-8", help="encoding of CSV [utf-8]")
     args = parser.parse_args(argv)
+    wants_normal = args.threshold is not None or args.explain
+    if args.drift and args.input == "-":
+        parser.error("--drift needs a file, which is read twice, not standard input")
+    if args.normal and not (wants_normal or args.drift):
+        parser.error("--normal needs --threshold, --explain or --drift")
     if args.output != "-":  # scores are written as they are, or not at all
         runs.print_any_character()
     try:
         from tfdde import scoring
 
+        dialect: dict[str, Any] = {
+            "delimiter": "\t" if args.delimiter == "\\t" else args.delimiter,
+            "decimal": args.decimal,
+            "encoding": args.encoding,
+        }
+        changed = None
+        if args.drift:  # refused before the scores are made, if it is
+            with contextlib.redirect_stdout(sys.stderr if args.output == "-" else sys.stdout):
+                changed = scoring.file_drift(
+                    args.model, args.input, args.columns, args.keep, args.normal, **dialect
+                )
         piped = "-" in (str(args.input), str(args.output))
         rejected = (scoring.score_pipe if piped else scoring.score_file)(
             args.model,
@@ -63,10 +93,13 @@ def main(argv: list[str] | None = None) -> int:
             keep=args.keep,
             batch_rows=args.batch_size,
             anomaly_score=args.anomaly_score,
-            delimiter="\t" if args.delimiter == "\\t" else args.delimiter,
-            decimal=args.decimal,
-            encoding=args.encoding,
+            threshold=args.threshold,
+            explain=args.explain,
+            normal=args.normal if wants_normal else None,
+            **dialect,
         )
+        if changed:
+            print(changed, file=sys.stderr if args.output == "-" else sys.stdout)
     except KeyboardInterrupt:
         print("\nTo continue, run the same command again.", file=sys.stderr)
         return runs.INTERRUPTED

@@ -22,9 +22,10 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from filecmp import cmp
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,12 @@ import keras
 import numpy as np
 
 from tfdde.datasets.readers import tfrecords
-from tfdde.datasets.readers.blocks import Block, Source, find_files, format_of, pa, pc
-from tfdde.datasets.readers.headers import (
-    DELIMITERS,
-    PLAIN,
-    Dialect,
-    check_local,
-    other_delimiter,
-    reading,
-)
+from tfdde.datasets.readers.blocks import Block, Source, format_of, pa, pc
+from tfdde.datasets.readers.headers import PLAIN, check_local, reading
 from tfdde.scoring import manifest
+from tfdde.scoring.alarms import EXPLAIN, Alarms
+from tfdde.scoring.inputs import open_input
+from tfdde.scoring.normal import find_normal
 from tfdde.scoring.scorer import Scorer, check_kept
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import atomic
@@ -66,6 +63,9 @@ def score_file(
     part_rows: int = PART_ROWS,
     anomaly_score: bool = False,
     *,
+    threshold: float | None = None,
+    explain: str | None = None,
+    normal: str | os.PathLike | None = None,
     delimiter: str | None = None,
     decimal: str = ".",
     encoding: str = "utf-8",
@@ -88,6 +88,14 @@ def score_file(
         batch_rows: the most rows of a call of the model.
         part_rows: rows of a part.
         anomaly_score: also write the column ``anomaly_score``; see ``Scorer``.
+        threshold: also write ``alarm``: whether the log-density is below that which this share of
+            normal rows falls below, in (0, 1); see ``tfdde.anomalies.threshold``.
+        explain: "first" to write ``strange_column``, ``strange_share`` and ``usual_value``: the
+            column that explains most, its share in nats, and the value that would be usual, as
+            ``tfdde.anomalies.explain`` finds them. "all" to write ``share:NAME`` and ``usual:NAME``
+            of all columns as well. With a ``threshold`` only alarms are explained; others are null.
+        normal: a table of normal rows that the model was not trained on, for both; by default what
+            the run or the artifact knows. See ``tfdde.scoring.find_normal``.
         delimiter: the character between the cells of CSV files. By default that of the first line,
             which is told if it is not a comma.
         decimal: the decimal point in CSV files, "." or ",".
@@ -99,11 +107,13 @@ def score_file(
     Raises:
         OSError: there is no such input or model, or a file that this call did not write is in the
             way.
-        ValueError: the arguments don't fit together or to the parts that are there already, or a
-            file is damaged.
+        ValueError: the arguments don't fit together or to the parts that are there already, a
+            file is damaged, or too little is known of normal rows.
     """
-    for name, path in (("model", model), ("source", source), ("output", output)):
-        check_local(path, name)
+    paths = {"model": model, "source": source, "output": output, "normal": normal}
+    for argument, path in paths.items():
+        if path is not None:
+            check_local(path, argument)
     output = Path(output)
     folder, rejects = (output.with_name(output.name + end) for end in (".parts", ".rejects.csv"))
     check_integer(part_rows, "part_rows")
@@ -114,26 +124,26 @@ def score_file(
             f"`output` must not be in the folder of the input, got {str(output)!r}: it would be "
             "read as input."
         )
+    _check_wanted(threshold, explain, normal, output)
     begun, finished = folder / "manifest.json", output.with_name(output.name + ".json")
     scorer = Scorer(model, batch_rows, anomaly_score)
-    dialect = _dialect(Path(source), delimiter, decimal, encoding)
-    if columns is None and format_of(find_files(Path(source))[0][0]) != "tfrecord":
-        columns = scorer.columns
-    rows = Source(
-        Path(source),
-        columns,
-        conditions,
-        keep,
-        scorer.width,
-        scorer.condition_dim,
-        dialect,
-        scorer.dtype,
-    )
+    dialect: dict[str, Any] = {"delimiter": delimiter, "decimal": decimal, "encoding": encoding}
+    rows = open_input(scorer, source, columns, conditions, keep, **dialect)
     if rows.skipped:
-        names = ", ".join(sorted({path.name for path in rows.skipped})[:5])
-        print(f"Skipped {len(rows.skipped)} files, by their names or folders: {names}.")
-    check_kept(rows.schema, scorer.names, format_of(output) or "")
+        skipped = ", ".join(sorted({path.name for path in rows.skipped})[:5])
+        print(f"Skipped {len(rows.skipped)} files, by their names or folders: {skipped}.")
     about = _about(scorer, rows, part_rows)
+    more, names = None, scorer.names
+    if threshold is not None or explain is not None:
+        known = find_normal(scorer, normal, rows.columns, **dialect)
+        of_rows = rows.columns or [str(i) for i in range(scorer.width)]
+        alarms = Alarms(scorer, of_rows, known, threshold, explain)
+        more, names = alarms.columns, [*names, *alarms.names]
+        wanted = {"threshold": threshold, "explain": explain}
+        about |= {name: value for name, value in wanted.items() if value is not None}
+        about["normal"] = {file.name: manifest.checksum(file) for file in known.files}
+        print(alarms.sentence, end="\n" * bool(alarms.sentence))
+    check_kept(rows.schema, names, format_of(output) or "")
     if (old := manifest.unchanged(finished, (output, rejects))) and output.exists():
         _remove(folder)  # left if that call was killed after its last file
         if other := manifest.difference(finished, about):
@@ -153,8 +163,9 @@ def score_file(
                 f"{folder} holds a part of the scores for {other}: repeat the call that began it "
                 "to complete them, or remove the folder to begin again."
             )
-        schema = scorer.score(_empty(rows, scorer)).schema
-        parts = _write_parts(folder, schema, scorer, rows, part_rows)
+        score = partial(scorer.score, more=more) if more else scorer.score
+        schema = score(_empty(rows, scorer)).schema
+        parts = _write_parts(folder, schema, score, rows, part_rows)
         rejected = _merge(parts, schema, folder, output, rejects, finished)
         manifest.finish(finished, about, (output, rejects), rejected)
         _remove(folder)
@@ -162,16 +173,20 @@ def score_file(
     return rejected
 
 
-def _dialect(source: Path, delimiter: str | None, decimal: str, encoding: str) -> Dialect:
-    """Return the dialect of the input; without a delimiter, by the first line of the first file."""
-    if delimiter is not None:
-        return Dialect(delimiter, decimal, encoding)
-    usual = Dialect("," if decimal == "." else ";", decimal, encoding)
-    files, _ = find_files(source)
-    if format_of(files[0]) != "csv" or (other := other_delimiter(files[0], usual)) is None:
-        return usual
-    print(f"The first line of {files[0]} has {DELIMITERS[other]} between its cells.")
-    return Dialect(other, decimal, encoding)
+def _check_wanted(threshold: float | None, explain: str | None, normal: Any, output: Path) -> None:
+    if explain not in (None, *EXPLAIN):
+        raise ValueError(f"`explain` must be one of {', '.join(EXPLAIN)}, got {explain!r}.")
+    if threshold is None and explain is None:
+        if normal is not None:
+            raise ValueError(
+                "`normal` must be left out without a `threshold` or `explain`, got "
+                f"{os.fspath(normal)!r}."
+            )
+    elif format_of(output) == "tfrecord":
+        raise ValueError(
+            "`output` must end in .csv or .parquet with a `threshold` or `explain`, got "
+            f"{str(output)!r}: a tf.Example has no empty values."
+        )
 
 
 def _check_free(output: Path, rejects: Path, finished: Path, folder: Path) -> None:
@@ -246,7 +261,7 @@ def _about(scorer: Scorer, source: Source, part_rows: int) -> dict[str, Any]:
 
 
 def _write_parts(
-    folder: Path, schema: Any, scorer: Scorer, source: Source, part_rows: int
+    folder: Path, schema: Any, score: Callable[[Block], Any], source: Source, part_rows: int
 ) -> list[Path]:
     """Score all rows whose part is not there yet; return the paths of all parts."""
 
@@ -267,7 +282,7 @@ def _write_parts(
         parts.append(path(number))
         with atomic(parts[-1]) as temporary, pa.parquet.ParquetWriter(temporary, schema) as writer:
             for piece in group:
-                writer.write_table(scorer.score(piece))
+                writer.write_table(score(piece))
                 bar.add(len(piece))
             writer.add_key_value_metadata({FILE: "{} {}".format(*piece.file)})
     return parts

@@ -12,7 +12,8 @@ from typing import Any
 
 from tfdde.utils.files import read_object, write_json
 
-OPTIONAL = ("dialect",)  # entries that are absent if an option has its default
+# Entries that are absent if an option has its default.
+OPTIONAL = ("dialect", "threshold", "explain", "normal")
 HEAD = 2**20  # bytes at the start of a big file that are compared
 
 
@@ -47,7 +48,9 @@ def difference(path: Path, about: dict[str, Any]) -> str | None:
         value = about.get(name)
         if old.get(name) != value:
             values = (
-                f" ({old.get(name)!r}, not {value!r})" if name not in ("input", "model") else ""
+                f" ({old.get(name)!r}, not {value!r})"
+                if name not in ("input", "model", "normal")
+                else ""
             )
             return f"another {name}{values}"
     return None

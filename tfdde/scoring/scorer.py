@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import read_object
 
+More = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 BATCH_VALUES, BATCH_ROWS = 2**18, 2**13  # the most values and rows of a call of the model
 UNWRITABLE = {  # file formats with arrow types that they cannot hold unchanged
     ("csv", "binary"),
@@ -49,6 +50,8 @@ class Scorer:
         columns: the names of the columns that the model was trained on, if they are known and are
             not just numbers; else None.
         files: the files of the model.
+        folder: where they are.
+        facts: the metadata of an artifact; {} without.
 
     Raises:
         OSError: there is no model.
@@ -70,8 +73,9 @@ class Scorer:
         batch_rows: int | None = None,
         anomaly_score: bool = False,
     ):
-        path = _model_folder(Path(model))
+        self.folder = path = _model_folder(Path(model))
         self.columns: list[str] | None = None
+        self.facts: dict[str, Any] = {}
         if (path / "density.keras").exists():
             normalized = self._load_keras(path)
         else:
@@ -135,9 +139,9 @@ class Scorer:
         if not metadata.exists():
             return False
         self.files.append(metadata)
-        facts = read_object(metadata)
-        self.columns = _names(facts)
-        return facts.get("normalized") is True
+        self.facts = read_object(metadata)
+        self.columns = _names(self.facts)
+        return self.facts.get("normalized") is True
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return the log-densities, float32 (rows,).
@@ -155,12 +159,17 @@ class Scorer:
             results.append(self._function(**inputs)["log_density"].numpy())
         return np.concatenate(results)
 
-    def score(self, block: Block) -> Any:
+    def score(self, block: Block, more: More | None = None) -> Any:
         """Return a pyarrow table of the scores of a block.
 
         Its columns are ``row``, the log-density under its ``name``, ``anomaly_score`` if asked
-        for, ``reason`` (why a row is bad; null for a good one), and those that the block kept. The
-        values of bad rows are null.
+        for, those of ``more``, ``reason`` (why a row is bad; null for a good one), and those that
+        the block kept. The values of bad rows are null.
+
+        Args:
+            block: of rows.
+            more: makes further columns, by name, of the values of the rows and their log-densities,
+                which are not finite for bad rows.
         """
         reasons = list(block.reasons)
         good = np.array([reason is None for reason in reasons], bool)
@@ -174,6 +183,7 @@ class Scorer:
             {
                 "row": pa.array(block.rows, pa.int64()),
                 **dict(zip(self.names, columns, strict=False)),
+                **(more(block.values, scores) if more else {}),
                 "reason": pa.array(reasons, pa.string()),
                 **{name: block.kept.column(name) for name in block.kept.column_names},
             }
