@@ -37,6 +37,19 @@ async function visit(width) {
     const options = { dataTransfer, bubbles: true, cancelable: true };
     return ["dragover", "drop"].every((type) => !target.dispatchEvent(new DragEvent(type, options)));
   }, text);
+  /** What the page says of the row whose explanation it shows, once it is that of `row`, if given. */
+  async function explanation(row) {
+    await page.waitForFunction((row) => {
+      const { row: shown } = document.querySelector("#explanation").dataset;
+      return shown && (!row || shown === row);
+    }, row);
+    return page.$eval("#explanation", (e) => ({
+      row: e.dataset.row.split(",").map(Number),
+      values: JSON.parse(e.dataset.values),
+      text: e.querySelector("p").textContent,
+      rows: e.querySelectorAll("tr").length,
+    }));
+  }
   const sum = (before) => page.waitForFunction((before) => {
     const { sum } = document.querySelector("#summary").dataset;
     return sum !== before && sum;
@@ -60,6 +73,7 @@ async function visit(width) {
       const point = (await page.evaluate(settled)).split(",").map(Number);
       await page.waitForSelector(`#readout[data-at='${Float32Array.from(point).join()}']`);
       out.dragged = [...point, ...await values("#readout")];
+      out.explanation = await explanation(Float32Array.from(point).join());
     } else if (kind === "images") {
       out.latent = await page.$$eval("#sliders input", (all) => all.map((s) => s.valueAsNumber));
       out.values = await values("#image");
@@ -72,6 +86,15 @@ async function visit(width) {
       out.sum = await sum(out.dropped);
       out.bad = await page.$$eval("#bad li", (all) => all.map((li) => li.textContent));
       out.rows = await page.$$eval("#highest tr", (all) => all.length);
+      await page.waitForFunction(() => document.querySelector("#explained").textContent !== "");
+      const first = await page.textContent("#highest tr:nth-child(2) button");
+      await page.waitForFunction((line) => document.querySelector("#explained").textContent === `Line ${line}`, first);
+      out.explanation = await explanation();
+      const fourth = page.locator("#highest tr:nth-child(5) button");
+      await fourth.click();
+      const line = await fourth.textContent();
+      await page.waitForFunction((line) => document.querySelector("#explained").textContent === `Line ${line}`, line);
+      out.chosen = await explanation();
     }
     if (screenshot) await page.screenshot({ path: screenshot });
     out.wide = await page.evaluate(() => document.documentElement.scrollWidth);

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tfdde
-from tfdde import networks
+from tfdde import anomalies, networks
 from tfdde.datasets.readers import headers
 from tfdde.explore import __main__ as command
 from tfdde.explore import page as page_module
@@ -45,6 +45,36 @@ BAD_LINES = {  # each with what the page says of it
 SHAPES = {"plane": (2,), "images": (8, 8, 1), "table": (4,)}
 
 
+def normal_rows(width):
+    """Training and held-out rows, whose last column has three values."""
+    rng = np.random.default_rng(7)
+    rows = rng.normal(size=(340, width)).astype(np.float32)
+    rows[:, -1] = rng.integers(-1, 2, 340)
+    return rows[:300], rows[300:]
+
+
+def expected_explanation(density, row):
+    """What Python says of a row, [column][share, usual], and whether it is an alarm."""
+    training, held_out = normal_rows(row.shape[1])
+
+    def of(rows):
+        return log_density(density, rows.astype(np.float32)).numpy()
+
+    found = anomalies.explain(of, row, training)
+    alarm = -of(row)[0] > anomalies.threshold(-of(held_out), 0.05).value
+    return np.column_stack([found.shares[0], found.usual[0]]), alarm
+
+
+def check_explanation(density, row, explanation):
+    expected, alarm = expected_explanation(density, np.array([row], np.float32))
+    got = [[column["share"], column["usual"]] for column in explanation["values"]]
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+    text = "Alarm: below" if alarm else "No alarm: not below"
+    assert explanation["text"].startswith(f"{text} the threshold of ")
+    assert "of 40 held-out rows are lower." in explanation["text"]
+    assert explanation["rows"] == 1 + len(row)
+
+
 @pytest.fixture(scope="module", params=[*SHAPES])
 def page(request, tmp_path_factory):
     keras.utils.set_random_seed(1)
@@ -54,6 +84,8 @@ def page(request, tmp_path_factory):
     for v in density.trainable_variables:
         v.assign(v + 0.1)
     density.save(folder / "density.keras")
+    if kind in ("plane", "table"):
+        anomalies.NormalRows(*normal_rows(shape)).save(folder / "normal_rows.npz")
     generator = None
     if kind != "table":
         decoder = networks.residual_mlp(
@@ -122,6 +154,7 @@ def check_page(page, rows, width, got):
         x = np.array([point], np.float32)
         expected = [*np.ravel(log_density(density, x)), *np.ravel(density.score(x))]
         np.testing.assert_allclose(got["dragged"][2:], expected, rtol=1e-5)
+        check_explanation(density, x[0], got["explanation"])
     elif kind == "images":
         expected = generator.decode(np.array([got["latent"]], np.float32))
         np.testing.assert_allclose(got["values"], np.ravel(expected), rtol=1e-5)
@@ -135,6 +168,11 @@ def check_page(page, rows, width, got):
         expected = [f"line {103 + i}: {why}" for i, why in enumerate(BAD_LINES.values())]
         assert got["bad"] == ["line 2: 2 cells, not 4", *expected]
         assert got["rows"] == 11
+        strangest = np.argsort(-scores)
+        for place, explanation in ((0, got["explanation"]), (3, got["chosen"])):
+            row = rows[strangest[place]]
+            np.testing.assert_allclose(explanation["row"], row, rtol=1e-6)
+            check_explanation(density, row, explanation)
 
 
 def in_node(expression, *arguments):
@@ -161,6 +199,60 @@ def parsed(text, width, columns=None):
     rows = "(({ rows, lines, bad }) => ({ rows: [...rows], lines, bad }))(parse(...given))"
     got = in_node(rows.replace("given", "given.map((v) => v ?? undefined)"), text, width, columns)
     return np.reshape(got["rows"], (-1, width)), got["lines"], got["bad"]
+
+
+def explained_in_node(rows, normal, precision, place):
+    """`explain` and `standing` of explanation.js, for a Gaussian of this precision matrix."""
+    if not NODE:
+        pytest.skip("needs node")
+    text = (Path(page_module.__file__).parent / "static/explanation.js").read_text()
+    program = """
+        const { explain, standing } = await import("data:text/javascript," + encodeURIComponent(
+            process.argv[1]));
+        const [rows, normal, precision, place] = process.argv.slice(2).map(JSON.parse);
+        const n = precision.length;
+        const logDensity = async (x) => Float64Array.from({ length: x.length / n }, (_, i) => {
+            const row = x.subarray(i * n, (i + 1) * n);
+            return -0.5 * precision.reduce((sum, line, j) => sum + row[j] * line.reduce(
+                (s, p, k) => s + p * row[k], 0), 0);
+        });
+        const found = [];
+        for (const row of rows) found.push(await explain(logDensity, row, normal.ranges));
+        console.log(JSON.stringify([found, standing(place, normal), standing(place, null)]));
+    """
+    arguments = [json.dumps(v) for v in (rows.tolist(), normal, precision.tolist(), place)]
+    command = [NODE, "--input-type=module", "-e", program, text, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_rows_are_explained_as_by_python():
+    """In float32 rows, as the page has them: the same grids, the same best values."""
+    training, held_out = normal_rows(3)
+    precision = np.array([[2.0, -1.2, 0.3], [-1.2, 1.5, 0.0], [0.3, 0.0, 1.0]])
+
+    def gaussian(x):
+        x = np.float32(x).astype(np.float64)
+        return -0.5 * np.einsum("ij,jk,ik->i", x, precision, x)
+
+    rows = np.float32([[0.1, 4.0, 0.0], [0.0, 0.0, 0.0], [-9.0, 1.0, 1.0], [1.0, 2.0, 5.0]])
+    known = np.sort(gaussian(held_out))
+    found = anomalies.threshold(-known, 0.05)
+    normal = {
+        "ranges": [r._asdict() for r in anomalies.ranges(training)],
+        "held_out_log_density": known.tolist(),
+        "threshold": {"log_density": -found.value, **found._asdict()},
+    }
+    got, below, missing = explained_in_node(rows, normal, precision, known[1])
+    expected = anomalies.explain(gaussian, rows, training)
+    for name, values in (("share", expected.shares), ("usual", expected.usual)):
+        np.testing.assert_allclose([[c[name] for c in row] for row in got], values, atol=1e-6)
+    assert below.startswith("No alarm: not below" if known[1] >= -found.value else "Alarm: below")
+    assert below.endswith("; 1 of 40 held-out rows are lower.")
+    assert missing == (
+        "The run keeps no normal rows, so there is neither a threshold nor a usual value."
+    )
 
 
 def test_lines_are_read_as_by_python():

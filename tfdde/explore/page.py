@@ -17,7 +17,10 @@ from tfdde.utils.files import atomic_folder
 LITERT, PAPAPARSE = "2.5.3", "5.7.1"  # the tested versions of @litertjs/core and papaparse on npm
 # Rows of a call of the model; the page pads the last one. A slider asks for one image at a time.
 BATCH, IMAGES = 256, 1
-PAGE = ("index.html", "style.css", "explore.js", "model.js", "plane.js", "images.js", "table.js")
+PAGE = (
+    *("index.html", "style.css", "explore.js", "model.js"),
+    *("plane.js", "images.js", "table.js", "explanation.js"),
+)
 LITERT_PACKAGES = ("core", "wasm-utils")
 PAPAPARSE_FILES = ("papaparse.min.js", "LICENSE")
 

@@ -54,5 +54,5 @@ export async function show(model, view, say) {
   find("ends").addEventListener("click", () => { ends = [normal(dim), normal(dim)]; return mix(); });
   await sample();
   await mix();
-  say("Move a slider to change the image.");
+  say("Move a slider to change the image. Images are not explained column by column.");
 }

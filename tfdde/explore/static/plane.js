@@ -1,3 +1,4 @@
+import { showExplanation } from "./explanation.js";
 import { normal } from "./model.js";
 
 const SIDE = 96, ARROWS = 16;
@@ -27,7 +28,7 @@ export async function show(model, view, say) {
     <label hidden><input type="checkbox" id="samples"> samples</label>
     <label>x <input id="x" type="number" step="any" value="0"></label>
     <label>y <input id="y" type="number" step="any" value="0"></label></div>
-    <p id="readout" aria-live="polite"></p>`;
+    <p id="readout" aria-live="polite"></p><div class="scroll" id="explanation"></div>`;
   const find = (id) => view.querySelector(`#${id}`);
   const canvas = find("map"), context = canvas.getContext("2d");
   find("samples").parentElement.hidden = !facts.latent_dim;
@@ -97,6 +98,7 @@ export async function show(model, view, say) {
     readout.dataset.at = query.join();
     readout.dataset.values = JSON.stringify([density, ...score]);
     say("Drag the point, or move it with the arrow keys.");
+    await showExplanation(find("explanation"), model, query, density, () => mine === asked);
   }
   function move(x, y) {
     find("x").value = x;

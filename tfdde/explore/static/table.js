@@ -65,8 +65,17 @@ export async function show(model, view, say) {
     <input id="file" type="file" accept=".csv,text/csv"></label> or drop it here.</div>
     <p id="summary" aria-live="polite"></p>
     <canvas id="histogram" width="640" height="200" role="img" aria-label="Histogram of anomaly scores"></canvas>
-    <div class="scroll"><table id="highest"></table></div><ul id="bad"></ul>`;
+    <div class="scroll"><table id="highest"></table></div><h2 id="explained"></h2>
+    <div class="scroll" id="explanation"></div><ul id="bad"></ul>`;
   const find = (id) => view.querySelector(`#${id}`);
+  // Only when it is needed: the tests run this file alone.
+  const { showExplanation } = await import("./explanation.js");
+  let asked = 0;
+  async function choose(line, row, score) {
+    const mine = ++asked;
+    await showExplanation(find("explanation"), model, row, -score, () => mine === asked);
+    if (mine === asked) find("explained").textContent = `Line ${line}`;
+  }
   async function read(file) {
     if (!file) return;
     const { rows, lines, bad } = parse(await file.text(), model.width, model.facts.columns);
@@ -92,14 +101,20 @@ export async function show(model, view, say) {
     bins.forEach((n, i) => context.fillRect(i * 16, 200 - 195 * n / most, 15, 195 * n / most));
     const table = find("highest");
     table.innerHTML = "<tr><th>line</th><th>score</th><th>row</th></tr>";
-    [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, 10).forEach((i) => {
-      const tr = table.insertRow();
-      const row = [...rows.subarray(i * model.width, (i + 1) * model.width)];
-      for (const cell of [lines[i], scores[i].toPrecision(5), row.map((v) => +v.toPrecision(5)).join(", ")]) {
+    const highest = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, 10);
+    const rowOf = (i) => rows.slice(i * model.width, (i + 1) * model.width);
+    for (const i of highest) {
+      const tr = table.insertRow(), button = document.createElement("button");
+      button.textContent = lines[i];
+      button.setAttribute("aria-label", `Explain line ${lines[i]}`);
+      button.addEventListener("click", () => choose(lines[i], rowOf(i), scores[i]));
+      tr.insertCell().append(button);
+      for (const cell of [scores[i].toPrecision(5), [...rowOf(i)].map((v) => +v.toPrecision(5)).join(", ")]) {
         tr.insertCell().textContent = cell;
       }
-    });
-    say("The rows with the highest scores are the least likely.");
+    }
+    await choose(lines[highest[0]], rowOf(highest[0]), scores[highest[0]]);
+    say("The rows with the highest scores are the least likely. Choose a line to see what is strange about it.");
   }
   find("file").addEventListener("change", (event) => read(event.target.files[0]));
   view.addEventListener("dragover", (event) => event.preventDefault());
