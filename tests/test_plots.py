@@ -129,3 +129,32 @@ def test_all_but_drawing_works_without_matplotlib():
         "else: raise AssertionError"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_marginals_and_pairs(tmp_path, rng):
+    """Columns of any kind: far values, few values, and more columns than panels in a line."""
+    data = rng.standard_normal((300, 6))
+    data[0, 0], data[:, 1], data[:, 2] = 1e9, rng.integers(0, 4, 300), data[:, 0] * 1e-12
+    data[:, 5] = 7.0
+    names = ["a", "b", "c", r"$\no{math$", "f", "g"]
+    samples = data[:50] + 0.1
+    for number, draw in enumerate((plots.marginals, plots.pairs)):
+        path = tmp_path / f"{number}.png"
+        draw(path, data, samples, names)
+        assert is_whole(path)
+        draw(path, data[:, :2], samples[:, :2], names[:2])
+        with pytest.raises(
+            ValueError, match=r"`samples` must have shape \(rows, 6\), got \(50, 5\)"
+        ):
+            draw(path, data, samples[:, :5], names)
+    with pytest.raises(ValueError, match=r"`names` must be of 2 columns or more, got \['a'\]"):
+        plots.pairs(tmp_path / "2.png", data[:, :1], samples[:, :1], names[:1])
+
+
+def test_bins_hold_one_value_each_or_most_of_the_values():
+    values = np.repeat([0.0, 1.0, 5.0], [10, 20, 30])
+    edges = plots._edges(values)
+    assert np.histogram(values, edges)[0].tolist() == [10, 20, 30]
+    far = np.append(np.linspace(0, 1, 999), 1e9)
+    edges = plots._edges(far)
+    assert edges[0] < 0.01 and 0.99 < edges[-1] < 1.01 and len(edges) == 31

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tfdde.utils.files import atomic
 
 Path_ = str | os.PathLike
 Bounds = tuple[float, float]
+FEW = 20  # values of a column that get a bin each
 
 
 def _figure(width: float, height: float) -> Any:
@@ -231,7 +232,9 @@ def likelihood_by_level(
     _save(figure, path)
 
 
-def histograms(path: Path_, values: Mapping[str, Any], label: str) -> None:
+def histograms(
+    path: Path_, values: Mapping[str, Any], label: str, mark: tuple[float, str] | None = None
+) -> None:
     """Draw histograms of one quantity for several sets of rows, with common bins, as densities.
 
     Args:
@@ -239,6 +242,7 @@ def histograms(path: Path_, values: Mapping[str, Any], label: str) -> None:
         values: by the name of each set, finite numbers of shape (rows,). The lowest percent of all
             values is drawn in the first bin, so that an outlier does not stretch the axis.
         label: the label of the axis.
+        mark: a value to mark, and what it is.
     """
     rows = {name: np.asarray(v, np.float64) for name, v in values.items()}
     everything = np.concatenate(list(rows.values()))
@@ -249,9 +253,99 @@ def histograms(path: Path_, values: Mapping[str, Any], label: str) -> None:
     for name, v in rows.items():
         clipped = np.maximum(v, low)
         axis.hist(clipped, edges, density=True, alpha=0.5, label=f"{name}, {len(v)} rows")
+    if mark is not None:
+        axis.axvline(max(mark[0], low), color="black", linestyle=":", label=mark[1])
     axis.set(xlabel=f"{label} (first bin: all below)", ylabel="share of rows per unit")
     axis.legend()
     _save(figure, path)
+
+
+def marginals(path: Path_, data: Any, samples: Any, names: Sequence[str]) -> None:
+    """Draw the distribution of each column, of data and of samples, a panel for each.
+
+    Args:
+        path: the PNG to write.
+        data, samples: rows (m, n) and (k, n), in the units of the table. The values of a column
+            beyond those of 99 % of the data are drawn in the outermost bins.
+        names: of the columns.
+
+    Raises:
+        ValueError: the two have not one column for each name.
+    """
+    data, samples = _tables(data, samples, names)
+    across = min(4, len(names))
+    down = math.ceil(len(names) / across)
+    figure = _figure(3 * across, 2.3 * down + 0.4)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis, name, real, drawn in zip(axes, names, data.T, samples.T, strict=False):
+        edges = _edges(real)
+        for label, values in (("data", real), ("samples", drawn)):
+            clipped = np.clip(values, edges[0], edges[-1])
+            axis.hist(clipped, edges, density=True, alpha=0.5, label=label)
+        axis.set_xlabel(_plain(name))
+        axis.set_yticks([])
+        axis.locator_params(axis="x", nbins=4)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    axes[0].legend()
+    _save(figure, path)
+
+
+def pairs(path: Path_, data: Any, samples: Any, names: Sequence[str]) -> None:
+    """Draw each pair of columns: data below the diagonal, samples above it, with the same axes.
+
+    Args:
+        path: the PNG to write.
+        data, samples: rows (m, n) and (k, n), in the units of the table. The axes reach over 99 %
+            of the data.
+        names: of the columns, two or more.
+
+    Raises:
+        ValueError: the two have not one column for each name, or there is only one.
+    """
+    data, samples = _tables(data, samples, names)
+    n = len(names)
+    if n < 2:
+        raise ValueError(f"`names` must be of 2 columns or more, got {list(names)}.")
+    figure = _figure(2.3 * n, 2.3 * n)
+    axes = figure.subplots(n, n)
+    bounds = [(edges[0], edges[-1]) for edges in map(_edges, data.T)]
+    for i, j in np.ndindex(n, n):
+        axis = axes[i, j]
+        if i == j:
+            axis.text(0.5, 0.5, _plain(names[i]), ha="center", va="center", wrap=True)
+            axis.set_axis_off()
+            continue
+        rows, colour = (data, "C0") if i > j else (samples, "C1")
+        axis.plot(rows[:, j], rows[:, i], ".", markersize=2, alpha=0.5, color=colour)
+        axis.set(xlim=bounds[j], ylim=bounds[i])
+        axis.locator_params(nbins=3)
+    figure.suptitle("data (blue, below) and samples (orange, above)")
+    _save(figure, path)
+
+
+def _tables(data: Any, samples: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    data, samples = (np.asarray(rows, np.float64) for rows in (data, samples))
+    for name, rows in (("data", data), ("samples", samples)):
+        if rows.ndim != 2 or rows.shape[1] != len(names):
+            raise ValueError(f"`{name}` must have shape (rows, {len(names)}), got {rows.shape}.")
+    return data, samples
+
+
+def _plain(name: str) -> str:
+    """The name of a column, in which dollars are no mathematics."""
+    return name.replace("$", r"\$")
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Edges of bins: between the values if these are few, else equal ones of 99 % of them."""
+    distinct = np.unique(values)
+    if len(distinct) <= FEW:
+        middles = (distinct[1:] + distinct[:-1]) / 2
+        gap = np.diff(distinct).min() / 2 if len(distinct) > 1 else 0.5
+        return np.concatenate([[distinct[0] - gap], middles, [distinct[-1] + gap]])
+    low, high = np.quantile(values, (0.005, 0.995))
+    return np.linspace(low, high, 31) if high > low else distinct[[0, -1]]
 
 
 def read_log(path: Path_) -> dict[str, np.ndarray]:

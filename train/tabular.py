@@ -32,14 +32,13 @@ import keras
 import numpy as np
 
 import tfdde
-from tfdde import datasets, plots, recipes, runs, tuning
-from tfdde.anomalies.report import strange_rows
+from tfdde import anomalies, datasets, plots, recipes, runs, tuning
 from tfdde.datasets.tables import BUILTIN
 from tfdde.noise import Noise
 from tfdde.partition.importance import importance
 from tfdde.runs import command_line
+from tfdde.runs.table_report import write_report
 from tfdde.utils.checks import check_spread
-from tfdde.utils.files import atomic
 
 PRESETS = Path(__file__).parent / "presets" / "tabular"
 DEFAULT = "levels"
@@ -150,24 +149,6 @@ def notes_on(schema):
     return [*schema.notices, *(f"Warning: {text}" for text in schema.warnings)]
 
 
-def write_report(run, dde, table, text):
-    """Write report.md: likelihood, pictures, what was done to columns, and the strangest rows."""
-
-    def log_density(rows):
-        return dde.log_density(rows, normalized=dde.normalized)
-
-    parts = [f"# {run.folder.name}", *text.split("\n")]
-    for name in ("sigma", "log_density", "losses"):
-        if (run / f"{name}.png").is_file():
-            parts.append(f"![{name}]({name}.png)")
-    if table.schema and (notes := notes_on(table.schema)):
-        parts += ["## Columns", "\n".join(f"- {note}" for note in notes)]
-    rows = table.x_test[:CHUNK], table.x_validation[:CHUNK], table.x_train[:CHUNK]
-    parts += ["## Strange rows", strange_rows(log_density, *rows, table.columns)]
-    with atomic(run / "report.md") as path:
-        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
 @runs.command
 def main(argv=None):
     args = parse(argv)
@@ -235,7 +216,11 @@ def main(argv=None):
     if schema and schema.dequantised:
         text += f"\nIt is that of the columns with noise: {', '.join(schema.dequantised)}."
     print(text)
-    write_report(run, dde, table, text)
+    to_score = table.to_score()
+    if all(map(len, to_score)):
+        anomalies.NormalRows(*to_score[:2]).save(run / "normal_rows.npz")
+    notes = notes_on(schema) if schema else []
+    write_report(run.folder, dde, to_score, table.columns, text, notes, args.seed)
     print(f"Pictures, a threshold and the strangest test rows: {run / 'report.md'}")
     return True
 

@@ -71,3 +71,19 @@ def test_a_table_as_it_is_is_split_before_its_schema_is_learned(tmp_path):
     x[:15].to_csv(tmp_path / "short.csv", index=False)
     with pytest.raises(ValueError, match="at least 20 rows"):
         datasets.learn_table(tmp_path / "short.csv", missing="impute")
+
+
+def test_raw_rows_are_those_of_the_file_without_gaps(tmp_path):
+    """In the order of the parts, without noise; a dropped column and its gaps do not count."""
+    rng = np.random.default_rng(0)
+    x = pd.DataFrame({"amount": rng.random(400), "visits": rng.poisson(3.0, 400).astype(float)})
+    x.loc[:19, "visits"] = np.nan
+    x.to_csv(tmp_path / "table.csv", index=False)
+    table = datasets.learn_table(tmp_path / "table.csv", missing="impute", seed=3)
+    given = datasets.split_rows(x.to_numpy(), 3)
+    for raw, part in zip(table.to_score(), given, strict=True):
+        np.testing.assert_allclose(raw, part[~np.isnan(part).any(axis=1)], rtol=1e-6)
+    assert (table.x_train[:, 1] % 1 != 0).mean() > 0.9  # these have the noise
+    toy = load_table("rings", seed=3, rows=50)
+    assert toy.raw is None and toy.to_score()[2] is not None
+    np.testing.assert_array_equal(toy.to_score()[1], toy.x_validation)

@@ -13,7 +13,7 @@ import tabular as script
 from scipy.stats import multivariate_normal, norm, poisson
 
 import tfdde
-from tfdde import datasets, metrics, plots, runs, scoring, serving
+from tfdde import anomalies, datasets, metrics, plots, runs, scoring, serving
 
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -30,8 +30,12 @@ FILES = {
     "density.keras",
     "log_density.png",
     "losses.png",
+    "marginals.png",
+    "normal_rows.npz",
+    "pairs.png",
     "report.md",
     "result.json",
+    "scores.png",
     "validation.csv",
 }
 
@@ -82,8 +86,28 @@ def test_report_has_the_threshold_and_the_strangest_rows(whole, gaussian):
     assert (known < alarm + 1e-3 * abs(alarm)).mean() == pytest.approx(0.05, abs=0.01)
     listed = [int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
     assert listed == np.argsort(log_density)[: len(listed)].tolist() and listed
-    for picture in re.findall(r"\((\S+\.png)\)", text):
+    pictures = set(re.findall(r"\((\S+\.png)\)", text))
+    assert {"marginals.png", "pairs.png", "scores.png", "sigma.png"} <= pictures
+    for picture in pictures:
         assert (whole / picture).is_file()
+    assert "200 test rows were compared with 1600 training rows: no change was found" in text
+
+
+def test_the_scorer_finds_the_threshold_of_the_report(whole, gaussian, tmp_path):
+    """From the rows that the run keeps; and what it explains is planted."""
+    x = datasets.split_rows(gaussian, 0)[2].copy()
+    x[:5, 2] = 0.06  # six standard deviations
+    out = tmp_path / "out.csv"
+    table = write(tmp_path / "in.csv", x)
+    scoring.score_file(whole, table, out, threshold=0.05, explain="first")
+    got = pd.read_csv(out)
+    report = (whole / "report.md").read_text("utf-8")
+    alarm = float(re.search(r"below (\S+) nats is an alarm", report)[1])
+    expected = got["log_density"] < alarm
+    assert (got["alarm"] != expected).sum() <= 1  # the report rounds the threshold
+    assert got["alarm"][:5].all() and (got["strange_column"][:5] == "c").all()
+    np.testing.assert_allclose(got["usual_value"][:5], 0.0, atol=0.02)
+    assert "no change was found" in scoring.file_drift(whole, table)
 
 
 def test_likelihood_of_a_known_gaussian(whole, gaussian):
@@ -314,6 +338,10 @@ def test_a_table_as_it_is(tabular, tmp_path, capsys):
     p = poisson.pmf(counts, 20)
     exact = (p * np.log(p)).sum() + 2 * norm.entropy() * -1 - math.log(1e-12)
     assert abs(result["log_likelihood"] - exact) < 4 * result["standard_error"] + 0.1
+    kept = anomalies.NormalRows.load(folder / "normal_rows.npz", 3)
+    for rows in kept:  # as new rows will come: integers, and no gap filled
+        np.testing.assert_array_equal(rows[:, 1], np.rint(rows[:, 1]))
+    assert 1_480 < len(kept.training) < 1_600
     scores = scoring.Scorer(folder)
     assert scores.columns == result["columns"] and scores.dtype == "float64"
 

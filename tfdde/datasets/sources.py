@@ -10,6 +10,7 @@ import numpy as np
 from tfdde.datasets.images import load_mnist_components
 from tfdde.datasets.tables import (
     BUILTIN,
+    RAW,
     Table,
     load_builtin,
     read_columns,
@@ -82,7 +83,7 @@ def learn_table(
 
     Returns:
         The table with its ``schema``. All three parts are ``training_rows``, so that a likelihood
-        of the test rows is one of the columns with this noise.
+        of the test rows is one of the columns with this noise. ``raw`` has them without it.
 
     Raises:
         FileNotFoundError, ImportError: as ``read_columns``.
@@ -96,7 +97,10 @@ def learn_table(
     train, validation, test = (
         schema.training_rows(part, seed + 2**31 * k) for k, part in enumerate(parts)
     )
-    return Table(train, validation, test, schema.names, schema)
+    whole = (part[~np.isnan(part).any(axis=1)][:RAW] for part in parts)
+    raw_train, raw_validation, raw_test = map(schema.rows, whole)
+    raw = raw_train, raw_validation, raw_test
+    return Table(train, validation, test, schema.names, schema, raw)
 
 
 def _check_test(rows: np.ndarray) -> None:

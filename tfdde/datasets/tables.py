@@ -30,6 +30,7 @@ from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_integer
 
 BUILTIN = ("digits", "wine", "breast_cancer")
+RAW = 5_000  # rows of each part of a table that are kept as they are in the file
 _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
 
 
@@ -37,7 +38,9 @@ _SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
 class Table:
     """A table in three parts (rows, columns), and the names of its columns.
 
-    The rows are float32, or with a ``schema`` what its ``training_rows`` returns.
+    The rows are float32, or with a ``schema`` what its ``training_rows`` returns. ``raw`` then has
+    the rows of each part that miss no value as they are in the file, up to 5,000: so, without noise
+    within the steps of a grid, new rows will come to be scored.
     """
 
     x_train: np.ndarray
@@ -45,6 +48,13 @@ class Table:
     x_test: np.ndarray
     columns: tuple[str, ...]
     schema: Schema | None = None
+    raw: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def to_score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return up to 5,000 rows of each part as new rows will come to be scored."""
+        if self.raw is not None:
+            return self.raw
+        return self.x_train[:RAW], self.x_validation[:RAW], self.x_test[:RAW]
 
 
 def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:
