@@ -39,9 +39,10 @@ def drift_sentence(
 ) -> str:
     """Say whether a test for change found one, and in which columns.
 
+    >>> from tfdde.anomalies import report
     >>> rows = np.random.default_rng(0).normal(size=(99, 2))
     >>> found = tfdde.anomalies.drift(rows, rows + [0.0, 2.0])
-    >>> tfdde.anomalies.report.drift_sentence(found, ["a", "b"], "99 rows", "99 later ones")
+    >>> report.drift_sentence(found, ["a", "b"], "99 rows", "99 later ones")
     '99 later ones were compared with 99 rows: there is a change (p = 0.001) of `b` (p = ...'
 
     Args:
@@ -73,10 +74,11 @@ def strange_rows(
 ) -> str:
     """Describe a threshold of the log-density, and the rows that are farthest below it.
 
+    >>> from tfdde.anomalies import report
     >>> normal = np.random.default_rng(0).normal(size=(300, 2))
     >>> rows = np.array([[0.0, 0.0], [0.0, 9.0]])
     >>> log_density = lambda x: -np.square(x).sum(axis=1) / 2
-    >>> text = tfdde.anomalies.report.strange_rows(log_density, rows, normal, normal, ["a", "b"])
+    >>> text = report.strange_rows(log_density, rows, normal, normal, ["a", "b"])
     >>> print(text.splitlines()[-1])
     | 1 | -40.5 | `b` = 9 (usual: ...; 40.5 nats) |
 

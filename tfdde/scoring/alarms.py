@@ -99,7 +99,7 @@ class Alarms:
 
 def _threshold(normal: Normal, rate: float) -> tuple[float, str]:
     """The anomaly score above which a row is an alarm, and a sentence on it."""
-    rows = len(normal.log_density)
+    rows = len(normal.held_out_log_density)
     if 0 < rate < 1 / (rows + 1):
         raise ValueError(
             f"`threshold` must be at least {1 / (rows + 1):.2g}, got {rate:g}: only {rows} "
@@ -107,5 +107,5 @@ def _threshold(normal: Normal, rate: float) -> tuple[float, str]:
         )
     if not 0 < rate < 1:
         raise ValueError(f"`threshold` must be a rate in (0, 1), got {rate!r}.")
-    found = threshold(-normal.log_density, rate)
+    found = threshold(-normal.held_out_log_density, rate)
     return found.value, alarm_sentence(found, "held-out")

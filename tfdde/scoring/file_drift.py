@@ -47,7 +47,7 @@ def file_drift(
     dialect: dict[str, Any] = {"delimiter": delimiter, "decimal": decimal, "encoding": encoding}
     rows = open_input(scorer, source, columns, keep=keep, **dialect)
     known = find_normal(scorer, normal, rows.columns, **dialect)
-    if known.rows is None:
+    if known.held_out_rows is None:
         raise ValueError(
             f"Model {str(scorer.folder)!r} keeps no rows, which drift needs, only ranges of the "
             "columns and log-densities: name its run folder as the model, or give a table of "
@@ -57,6 +57,8 @@ def file_drift(
     if not len(new):
         raise ValueError(f"`source` must have at least one good row, got {os.fspath(source)!r}.")
     scores = -scorer(new.astype(scorer.dtype)).astype(np.float64)
-    found = drift(known.rows, new, -known.log_density, scores)
+    found = drift(known.held_out_rows, new, -known.held_out_log_density, scores)
     names = rows.columns or [str(i) for i in range(scorer.width)]
-    return drift_sentence(found, names, f"{len(known.rows)} held-out rows", f"{len(new)} new rows")
+    return drift_sentence(
+        found, names, f"{len(known.held_out_rows)} held-out rows", f"{len(new)} new rows"
+    )

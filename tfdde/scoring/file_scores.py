@@ -95,7 +95,7 @@ def score_file(
             ``tfdde.anomalies.explain`` finds them. "all" to write ``share:NAME`` and ``usual:NAME``
             of all columns as well. With a ``threshold`` only alarms are explained; others are null.
         normal: a table of normal rows that the model was not trained on, for both; by default what
-            the run or the artifact knows. See ``tfdde.scoring.find_normal``.
+            the run or the artifact knows. See ``tfdde.scoring.normal.find_normal``.
         delimiter: the character between the cells of CSV files. By default that of the first line,
             which is told if it is not a comma.
         decimal: the decimal point in CSV files, "." or ",".

@@ -21,14 +21,14 @@ class Normal(NamedTuple):
 
     Attributes:
         ranges: of the columns.
-        log_density: of the held-out rows, float64 (k,).
-        rows: the held-out rows, float64 (k, n); None if the model keeps none.
+        held_out_log_density: of held-out rows, float64 (k,).
+        held_out_rows: float64 (k, n); None if the model keeps none.
         files: that all this comes from.
     """
 
     ranges: Sequence[Range]
-    log_density: np.ndarray
-    rows: np.ndarray | None
+    held_out_log_density: np.ndarray
+    held_out_rows: np.ndarray | None
     files: list[Path]
 
 

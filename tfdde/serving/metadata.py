@@ -174,6 +174,8 @@ def _normal(density: DDE, run: str | os.PathLike | None) -> dict[str, Any] | Non
     rows = NormalRows.load(path, math.prod(density.data_shape))
     x = rows.held_out.astype(density.row_dtype).reshape(-1, *density.data_shape)
     values = np.sort(np.asarray(log_density(density, x), np.float32))
+    if not np.isfinite(values).all():
+        raise ValueError(f"The density must be finite at the held-out rows of {path}.")
     found = threshold(-values.astype(np.float64), alarm_rate(len(values)))
     return {
         "ranges": [r._asdict() for r in ranges(rows.training)],
