@@ -49,7 +49,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
 
     A ``tfdde.tables.Schema`` standardises the columns, a ``DDE`` is trained at all noise levels
     from ``sigma`` to ``sigma_max``, and the ladder finds log Z at ``sigma``.  The density is that
-    of the data blurred by ``sigma`` standard deviations of each column.  If log Z can't be
+    of the data blurred by ``sigma`` standard deviations of each column.  A column with heavy tails
+    is blurred in its asinh, which is nearly a logarithm far from the centre.  If log Z can't be
     trusted, ``fit`` warns and ``score_samples`` raises an error, so that a search never compares
     log-densities that are not normalised.
 
@@ -72,7 +73,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
         search.fit(X).best_estimator_.score_samples(X_new)
 
     Args:
-        sigma: noise level at which the density is read, in standard deviations of a column.
+        sigma: noise level at which the density is read, in standard deviations of a column, or of
+            its asinh.
         sigma_max: the highest level trained, > ``sigma``, well above 1.
         width: units of each hidden layer.
         depth: number of residual layers.
@@ -84,6 +86,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
             training, and its median in rows to score; None refuses missing values.
         dependent: "drop": the density is that of the columns without those that are linear
             combinations of earlier ones; None refuses such columns.
+        tails: "keep": columns with heavy tails are only centred and scaled; None takes their asinh
+            where it makes held-out values likelier, which ``schema_.notices`` tell.
         random_state: int, RandomState or None; an int gives the same fit each time.
         verbose: 0, 1 or 2, as in ``keras.Model.fit``; above 0 ``fit`` prints what was done to the
             columns.
@@ -109,6 +113,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         partition_samples: int = 5_000,
         missing: str | None = None,
         dependent: str | None = None,
+        tails: str | None = None,
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -122,6 +127,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         self.partition_samples = partition_samples
         self.missing = missing
         self.dependent = dependent
+        self.tails = tails
         self.random_state = random_state
         self.verbose = verbose
 
@@ -165,6 +171,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             getattr(self, "feature_names_in_", None),
             missing=self.missing,
             dependent=self.dependent,
+            tails=self.tails,
             sample_weight=weights,
         )
         schema.check_resolution(sigma, "X")

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfdde
 from tfdde import anomalies, datasets, plots, recipes, runs, tuning
@@ -57,6 +58,8 @@ def parse(argv):
     first.add_argument("--missing", choices=["impute"], help="what to do about gaps in --data")
     text = "what to do about linearly dependent columns of --data"
     first.add_argument("--dependent", choices=["drop"], help=text)
+    text = "what to do about columns of --data with heavy tails; by default their asinh is learned"
+    first.add_argument("--tails", choices=["keep"], help=text)
     chosen = first.parse_known_args(argv)[0]
     parser = argparse.ArgumentParser(
         parents=[first],
@@ -154,7 +157,7 @@ def main(argv=None):
     args = parse(argv)
     with command_line.user_errors():
         if args.data:
-            choices = {"missing": args.missing, "dependent": args.dependent}
+            choices = {name: getattr(args, name) for name in ("missing", "dependent", "tails")}
             table = datasets.learn_table(args.data, args.columns, args.seed, **choices)
         else:
             table = datasets.load_table(args.dataset, None, args.data_dir, args.seed)
@@ -199,7 +202,8 @@ def main(argv=None):
     rows = {"training rows": train, "test rows": test}
     plots.histograms(run / "log_density.png", rows, f"{kind} in nats")
     # To standardised units: plus the log of their volume in the data's own.
-    log_volume = -float(dde.log_scale())
+    inside = dde.inside(tf.constant(x_test))
+    log_volume = -float(np.mean(dde.log_jacobian(inside), dtype=np.float64))
     mean, error = run.write_result(
         test,
         log_z,

@@ -41,7 +41,8 @@ class RowsDensity:
 
     Attributes:
         sigma: the noise level.
-        left_out: log-densities (queries,) of up to 1,000 rows, each without itself.
+        queries: the indices of up to 1,000 of the rows.
+        left_out: their log-densities (queries,), each without itself.
 
     Raises:
         ValueError: wrong shape, NaN or infinity, all rows the same, or a ``sigma`` <= 0.
@@ -56,8 +57,8 @@ class RowsDensity:
             raise ValueError(f"`rows` must be at least two distinct rows, got {len(rows)} alike.")
         if sigma is not None and not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"`sigma` must be a finite number > 0, got {sigma!r}.")
-        chosen = np.random.default_rng(0).permutation(len(rows))[:QUERIES]
-        distances = self._distances(self._rows[chosen])
+        self.queries = np.random.default_rng(0).permutation(len(rows))[:QUERIES]
+        distances = self._distances(self._rows[self.queries])
         self._same = 1e-10 * rows.shape[1] * scale**2  # squared distance of copies, rounded
         distances[distances <= self._same] = np.inf
         levels = LEVELS * scale if sigma is None else [sigma]
@@ -141,12 +142,19 @@ class AnomalyScores:
         inside = self._inside(rows)
         self.rows_density = RowsDensity(inside)
         normal = inside[np.random.default_rng(1).permutation(len(inside))[:QUERIES]]
+        queries = inside[self.rows_density.queries]
         self._scales = [
-            _quartiles(v) for v in (-self.rows_density.left_out, self._by_network(normal))
+            _quartiles(-self.rows_density.left_out - self._slopes(queries)),
+            _quartiles(self._by_network(normal) - self._slopes(normal)),
         ]
 
     def _inside(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._standardised else self.dde.inside(tf.constant(rows)).numpy()
+
+    def _slopes(self, inside: np.ndarray) -> Any:
+        """What takes log-densities to the units of the data, up to a constant; 0 without tails."""
+        log_jacobian = self.dde.log_jacobian(tf.constant(inside)).numpy()
+        return log_jacobian if log_jacobian.ndim else 0.0
 
     def _by_network(self, inside: np.ndarray) -> np.ndarray:
         return self._at_lowest_level(lambda x, sigma: -self.dde.at(x, sigma), inside)
@@ -177,9 +185,10 @@ class AnomalyScores:
         Args:
             x: rows (m, n), in the units of the data.
             method: "rows": minus the log-density in closed form (``RowsDensity``), up to a
-                constant.
+                constant; like the next one in the units of the data, also of columns with heavy
+                tails.
                 "density": minus the log-density of the network, up to a constant.
-                "score": the norm of its gradient, times sigma.
+                "score": the norm of its gradient in standardised units, times sigma.
                 "time": its derivative in log sigma: how much noise would have brought the row
                 here (compare DTE, Livernoche et al., arXiv 2305.18593). It needs ``LogUniform``
                 noise.
@@ -199,15 +208,16 @@ class AnomalyScores:
         x = check_rows(x, "x", self.dde.data_shape, dtype=self._dtype)
         inside = self._inside(x)
         if method == "density":
-            return self._by_network(inside) - float(self.dde.log_scale())
+            return self._by_network(inside) - self.dde.log_jacobian(tf.constant(inside)).numpy()
         if method == "time":
             return self._by_time(inside)
         if method == "score":
             return self._by_score(inside)
-        by_rows = -self.rows_density.log_density(inside)
+        slopes = self._slopes(inside)
+        by_rows = -self.rows_density.log_density(inside) - slopes
         if method == "rows":
             return by_rows
-        both = zip((by_rows, self._by_network(inside)), self._scales, strict=True)
+        both = zip((by_rows, self._by_network(inside) - slopes), self._scales, strict=True)
         rows, network = (np.arcsinh((values - middle) / width) for values, (middle, width) in both)
         return rows + NETWORK * network
 

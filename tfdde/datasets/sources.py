@@ -71,6 +71,7 @@ def learn_table(
     *,
     missing: str | None = None,
     dependent: str | None = None,
+    tails: str | None = None,
 ) -> Table:
     """Load a table from a file as it is, and learn the schema of its training rows.
 
@@ -79,7 +80,7 @@ def learn_table(
         columns: columns of the file to take, all if None.
         seed: fixes the split, the draws for missing values, and the noise within the steps of a
             grid.
-        missing, dependent: as for ``tfdde.tables.Schema.learn``.
+        missing, dependent, tails: as for ``tfdde.tables.Schema.learn``.
 
     Returns:
         The table with its ``schema``. All three parts are ``training_rows``, so that a likelihood
@@ -93,7 +94,7 @@ def learn_table(
     x, names = read_columns(path, columns)
     parts = split_rows(x, seed)
     _check_test(parts[-1])
-    schema = Schema.learn(parts[0], names, missing=missing, dependent=dependent)
+    schema = Schema.learn(parts[0], names, missing=missing, dependent=dependent, tails=tails)
     train, validation, test = (
         schema.training_rows(part, seed + 2**31 * k) for k, part in enumerate(parts)
     )

@@ -31,7 +31,8 @@ from tfdde.networks.normalization import (
     adaptable,
     check_normalization,
     check_resolution,
-    log_scale,
+    has_tails,
+    log_jacobian,
     row_dtype,
     standardize,
 )
@@ -121,8 +122,8 @@ class DDE(Trainer):
             none, as in the paper, and then e^s need not be integrable; with ``LogUniform`` noise
             it is the standard normal by default. ``adapt`` fits it to data.
         normalization: layer that standardises the data, or the ``tfdde.tables.Schema`` of a
-            table. Sigma is then in standardised units, while log-density and score are in the
-            data's own units, Jacobian included.
+            table. Sigma is then in standardised units, of which those of a column with heavy tails
+            are its asinh's; log-density and score are in the data's own units, Jacobian included.
         antithetic: train on each row twice, at x + eta and at x - eta. The largest random term
             of the two losses cancels, so this beats twice the rows at the same cost.
         time_weight: with ``LogUniform`` noise, the weight of time-score matching
@@ -308,11 +309,21 @@ class DDE(Trainer):
         """Standardise rows, if there is a ``normalization``: the units that sigma is in."""
         return x if self.normalization is None else standardize(self.normalization, x)
 
-    def log_scale(self) -> tf.Tensor:
-        """Log of the Jacobian determinant of ``inside``: a scalar."""
+    def log_jacobian(self, inside: tf.Tensor) -> tf.Tensor:
+        """Log of the Jacobian determinant of ``inside``, at rows that it returned.
+
+        With it the log-density of standardised rows is that of rows in the data's own units.
+
+        Args:
+            inside: standardised rows, shape (batch, *data_shape).
+
+        Returns:
+            float32, shape (batch,) if the ``normalization`` is a schema of columns with heavy
+            tails; otherwise it is the same at all rows, a scalar.
+        """
         if self.normalization is None:
             return tf.constant(0.0)
-        return log_scale(self.normalization, self.data_shape)
+        return log_jacobian(self.normalization, inside)
 
     def correction(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
         """The network's part of ``at``, without the base's. Args and returns as of ``at``."""
@@ -359,16 +370,25 @@ class DDE(Trainer):
                 "`predict` rounds rows, `log_density` does not."
             )
         conditions = [] if condition is None else [condition]
-        return self._in_data_units(x, tf.constant(self.noise.sigma, tf.float32), *conditions)
+        return self.in_data_units(x, tf.constant(self.noise.sigma, tf.float32), *conditions)
 
-    def _in_data_units(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        """``at`` of rows that are not standardised, plus the log of the Jacobian."""
-        s = self.at(self.inside(x), sigma, *condition)
+    def in_data_units(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        """``at`` of rows that are not standardised, plus the log of the Jacobian.
+
+        Args:
+            x: rows in the data's own units, float32 or float64, shape (batch, *data_shape).
+            sigma, condition: as for ``at``.
+        """
+        inside = tf.cast(self.inside(x), tf.float32)
+        s = self.at(inside, sigma, *condition)
         if self.normalization is None:
             return s
-        # As a bias: TFLite can't convert the gradient of "+" when the batch size is dynamic.
-        log_scale = tf.reshape(self.log_scale(), (1,))
-        return tf.squeeze(tf.nn.bias_add(tf.reshape(s, (-1, 1)), log_scale), axis=-1)
+        # Not "+": TFLite can't convert its gradient when the batch size is dynamic.
+        log_jacobian = self.log_jacobian(inside)
+        if has_tails(self.normalization):
+            return tf.add_n([s, log_jacobian])
+        s = tf.nn.bias_add(tf.reshape(s, (-1, 1)), tf.reshape(log_jacobian, (1,)))
+        return tf.squeeze(s, axis=-1)
 
     # Training.
 
@@ -676,12 +696,12 @@ class DDE(Trainer):
 
     @cached_property
     def _log_density(self) -> Callable[..., tf.Tensor]:
-        return self._traced(self._in_data_units)
+        return self._traced(self.in_data_units)
 
     @cached_property
     def _score(self) -> Callable[..., tf.Tensor]:
         def score(x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-            score = score_of(lambda y: self._in_data_units(y, sigma, *condition), x)
+            score = score_of(lambda y: self.in_data_units(y, sigma, *condition), x)
             return tf.cast(score, tf.float32)
 
         return self._traced(score)

@@ -94,7 +94,7 @@ def scale(variance: tf.Tensor) -> tf.Tensor:
 
 
 def location_and_scale(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a built layer subtracts from rows and divides them by.
+    """What a built layer subtracts from rows and divides them by, before any asinh.
 
     Both broadcast to rows. They are float64 for a schema, otherwise float32.
     """
@@ -139,8 +139,34 @@ def standardize(layer: Any, x: tf.Tensor) -> tf.Tensor:
 
 
 def log_scale(layer: Any, shape: tuple[int, ...]) -> tf.Tensor:
-    """Log of the Jacobian determinant of ``standardize`` for rows of ``shape``: a scalar."""
+    """Log of the Jacobian determinant of ``standardize`` for rows of ``shape``: a scalar.
+
+    It is without the part that depends on the row, see ``log_jacobian``.
+    """
     if isinstance(layer, Schema):
         return tf.constant(layer.log_scale(), tf.float32)
     _, variance = statistics(layer)
     return -tf.reduce_sum(tf.math.log(scale(tf.broadcast_to(variance, (1, *shape)))))
+
+
+def has_tails(layer: Any) -> bool:
+    """Whether a layer takes the asinh of columns, so that its Jacobian depends on the row."""
+    return isinstance(layer, Schema) and bool(layer.tailed.any())
+
+
+def log_jacobian(layer: Any, inside: tf.Tensor) -> tf.Tensor:
+    """Log of the Jacobian determinant of ``standardize`` at the rows that it returned.
+
+    Returns:
+        float32 (rows,), or a scalar if it is the same at all rows.
+    """
+    constant = log_scale(layer, tuple(inside.shape[1:]))
+    return constant + layer.log_slopes(inside) if has_tails(layer) else constant
+
+
+def outside(layer: Any, inside: np.ndarray) -> np.ndarray:
+    """The inverse of ``standardize``, float64."""
+    if isinstance(layer, Schema):
+        return layer.outside(inside)
+    location, divisor = (np.asarray(v, np.float64) for v in location_and_scale(layer))
+    return location + divisor * inside

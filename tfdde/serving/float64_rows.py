@@ -1,9 +1,10 @@
 """Log-density and score of float64 rows, which are standardised before they are rounded.
 
 Seconds since 1970 have no fractions in float32, and 200,000.01 is 200,000.02 there. A density with
-a ``normalization`` sees (x - mean) / scale, which is some units at most. So it loses nothing if the
-difference is taken in float64. Mean and scale are the numbers that the density was trained with. So
-rows that float32 holds have the values of ``DDE.log_density`` and ``DDE.score``.
+a ``normalization`` sees (x - mean) / scale, which is some units at most, or with heavy tails the
+asinh of that. So it loses nothing if the difference is taken in float64. Mean and scale are the
+numbers that the density was trained with. So rows that float32 holds have the values of
+``DDE.log_density`` and ``DDE.score``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import tensorflow as tf
 
 from tfdde.losses import score_of
 from tfdde.models.dde import DDE
-from tfdde.networks.normalization import location_and_scale
 
 SUFFIX = "_float64"  # of the names of these signatures
 
@@ -25,7 +25,7 @@ def log_density(density: DDE, x: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
         x: float64 rows in the data's own units.
         condition: of a conditional density, float32 (rows, k).
     """
-    value = _at(density, _inside(density, x), *condition) + density.log_scale()
+    value = _unnormalised(density, x, *condition)
     if not density.normalized:
         return value
     if condition:
@@ -37,16 +37,9 @@ def log_density(density: DDE, x: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
 
 def score(density: DDE, x: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
     """Return the gradient in the data's own units, float32 of the shape of ``x``. Args as above."""
-    inside = _inside(density, x)
-    _, scale = location_and_scale(density.normalization)
-    gradient = score_of(lambda y: _at(density, y, *condition), inside)
-    return tf.cast(tf.cast(gradient, tf.float64) / tf.cast(scale, tf.float64), tf.float32)
+    gradient = score_of(lambda rows: _unnormalised(density, rows, *condition), x)
+    return tf.cast(gradient, tf.float32)
 
 
-def _inside(density: DDE, x: tf.Tensor) -> tf.Tensor:
-    """Return the standardised rows, float32."""
-    return tf.cast(density.inside(x), tf.float32)
-
-
-def _at(density: DDE, inside: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-    return density.at(inside, tf.constant(density.noise.sigma, tf.float32), *condition)
+def _unnormalised(density: DDE, x: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+    return density.in_data_units(x, tf.constant(density.noise.sigma, tf.float32), *condition)

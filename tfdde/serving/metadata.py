@@ -25,7 +25,7 @@ from tfdde.anomalies.normal_rows import FILE
 from tfdde.anomalies.report import alarm_rate, alarm_sentence
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
-from tfdde.networks.normalization import location_and_scale
+from tfdde.networks.normalization import has_tails, location_and_scale
 from tfdde.serving.signatures import log_density
 from tfdde.serving.verify import Errors
 from tfdde.tables.schema import Schema
@@ -76,12 +76,26 @@ def facts(
         preprocessing["inside"] = "(x - mean) / standard_deviation"
         mean, deviation = (np.ravel(v).tolist() for v in location_and_scale(layer))
         preprocessing["mean"], preprocessing["standard_deviation"] = mean, deviation
+    if schema is not None and schema.tailed.any():
+        preprocessing["inside"] = (
+            "u = (x - mean) / standard_deviation; where there is an entry in tails, "
+            "(asinh(u) - mean of tails) / deviation of tails; else u"
+        )
+        preprocessing["tails"] = [
+            {"mean": c.tail_mean, "deviation": c.tail_deviation}
+            if c.tail_mean is not None
+            else None
+            for c in schema.columns
+        ]
+        preprocessing["range"] = [schema.outside(z).tolist() for z in (-3.0, 3.0)]
+    if schema is not None and schema.medians is not None:
+        preprocessing["medians"] = schema.medians.tolist()
     if schema is not None:
         preprocessing["dequantised"] = list(schema.dequantised)
         preprocessing["notices"] = [*schema.notices, *schema.warnings]
     return {
         "sigma": density.noise.sigma,
-        "sigma_unit": "the data's own" if layer is None else "standard deviations of the data",
+        "sigma_unit": _sigma_unit(layer),
         "input_shape": list(density.data_shape),
         "columns": result.get("columns") if schema is None else list(schema.names),
         "condition_dim": density.condition_dim,
@@ -140,6 +154,13 @@ def card(about: Mapping[str, Any]) -> str:
         if result or not line:
             filled.append(result)
     return "\n".join(filled) + "\n"
+
+
+def _sigma_unit(layer: Any) -> str:
+    if layer is None:
+        return "the data's own"
+    unit = "standard deviations of the data"
+    return f"{unit}, of columns with heavy tails those of their asinh" if has_tails(layer) else unit
 
 
 def text(about: Mapping[str, Any]) -> str:

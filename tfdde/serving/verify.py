@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
-from tfdde.networks.normalization import location_and_scale
+from tfdde.networks.normalization import has_tails, outside
 from tfdde.serving.signatures import FLOAT64, log_density
 
 Errors = dict[str, float]
@@ -133,12 +133,6 @@ def _points(
     """
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((count, *density.data_shape), np.float32)
-    mean, scale = np.zeros(()), np.ones(())
-    if density.normalization is not None:
-        mean, scale = (
-            np.broadcast_to(v, (1, *density.data_shape))
-            for v in location_and_scale(density.normalization)
-        )
     conditions = {}
     if density.condition_dim:
         c = rng.standard_normal((count, density.condition_dim), np.float32)
@@ -149,19 +143,25 @@ def _points(
         samples = generator.sample(count, seed=0, conditions=conditions.get("condition")).numpy()
         near = samples + np.float32(density.noise.sigma) * noise
     else:
-        near = (mean + scale * noise).astype(density.row_dtype)
-    far = (mean + 10.0 * scale * noise).astype(density.row_dtype)
+        near = _in_data_units(density, noise)
+    # With heavy tails 3 deviations are far: values grow exponentially there.
+    far = _in_data_units(density, (3.0 if has_tails(density.normalization) else 10.0) * noise)
     if len(density.data_shape) == 3:  # the density refuses pixels farther from [0, 1]
         margin = 9.0 * density.noise.sigma
         near, far = (np.clip(rows, -margin, 1.0 + margin) for rows in (near, far))
     return near, far, conditions
 
 
+def _in_data_units(density: DDE, inside: np.ndarray) -> np.ndarray:
+    """Return standardised rows as the density takes them."""
+    rows = inside if density.normalization is None else outside(density.normalization, inside)
+    return rows.astype(density.row_dtype)
+
+
 def _fine_points(density: DDE, count: int) -> np.ndarray:
     """Return float64 rows near the data of a density with a normalization."""
-    shape = (count, *density.data_shape)
-    mean, scale = (np.asarray(v, np.float64) for v in location_and_scale(density.normalization))
-    return mean + scale * np.random.default_rng(0).standard_normal(shape)
+    noise = np.random.default_rng(0).standard_normal((count, *density.data_shape))
+    return outside(density.normalization, noise)
 
 
 @contextlib.contextmanager

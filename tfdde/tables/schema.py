@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde.tables.columns import Column, learn_column, rounding
+from tfdde.tables.columns import Column, far_notice, learn_column, rounding, with_tails
 from tfdde.tables.dependence import dependent_columns, sentence
+from tfdde.tables.evening import even_out, log_slopes
 from tfdde.tables.frames import as_frame, is_frame, numbers_of
 
 SINGLE = 1e-4  # share of a column's scale that rounding to float32 may cost, times four
@@ -24,7 +25,9 @@ class Schema(keras.layers.Layer):
 
     ``learn`` finds them. Centring and scaling are done in float64 where float32 would lose the
     values, as it does with seconds since 1970. So the density takes rows in their own units,
-    whatever these are, and is a density in these units.
+    whatever these are, and is a density in these units. Of a column with heavy tails it takes the
+    asinh, a smooth function that is nearly a logarithm far from the centre, and its density has the
+    factor that this needs.
 
     >>> rng = np.random.default_rng(0)
     >>> import pandas as pd
@@ -51,6 +54,8 @@ class Schema(keras.layers.Layer):
     Attributes:
         names: of ``columns``.
         row_dtype: what rows must be given in: "float64" if float32 would lose their values.
+        medians: of ``columns``, which stand for missing values; None without ``impute``.
+        tailed: for each of ``columns`` whether it has heavy tails, so that its asinh is taken.
     """
 
     def __init__(
@@ -67,9 +72,13 @@ class Schema(keras.layers.Layer):
         self.names = tuple(column.name for column in self.columns)
         self.given = self.names if given is None else tuple(given)
         self.impute = bool(impute)
+        self.medians = np.array([c.median for c in self.columns]) if self.impute else None
         self.notices, self.warnings = tuple(notices), tuple(warnings)
         self.location = np.array([column.location for column in self.columns])
         self.scale = np.array([column.scale for column in self.columns])
+        self.tailed = np.array([column.tail_mean is not None for column in self.columns])
+        self.tail_mean = np.array([column.tail_mean or 0.0 for column in self.columns])
+        self.tail_deviation = np.array([column.tail_deviation or 1.0 for column in self.columns])
         low, high = FLOAT32
         single = all(
             rounding(column, np.float32) < SINGLE
@@ -88,6 +97,7 @@ class Schema(keras.layers.Layer):
         *,
         missing: str | None = None,
         dependent: str | None = None,
+        tails: str | None = None,
         sample_weight: np.ndarray | None = None,
     ) -> Schema:
         """Learn the schema of a table.
@@ -100,6 +110,9 @@ class Schema(keras.layers.Layer):
                 stand for missing values (NaN), which by default are refused.
             dependent: "drop": columns that are linear combinations of earlier ones are left out;
                 by default they are refused.
+            tails: "keep": columns with heavy tails are only centred and scaled, as all others; by
+                default their asinh is taken if that makes held-out values likelier, see
+                ``tfdde.tables.tails``.
             sample_weight: of the rows, (rows,), not negative.
 
         Raises:
@@ -109,6 +122,7 @@ class Schema(keras.layers.Layer):
         for value, argument, choice in (
             (missing, "missing", "impute"),
             (dependent, "dependent", "drop"),
+            (tails, "tails", "keep"),
         ):
             if value not in (None, choice):
                 raise ValueError(f"`{argument}` must be None or {choice!r}, got {value!r}.")
@@ -140,8 +154,15 @@ class Schema(keras.layers.Layer):
         for j, parts in depends.items():
             others = ", ".join(repr(found[i]) for i in parts)
             notices.append(f"Column {found[j]!r} is left out: it is a combination of {others}.")
-        kept = [c for j, c in enumerate(columns) if j not in depends]
-        return cls(kept, found, missing is not None, notices, warnings)
+        kept = [j for j in range(len(columns)) if j not in depends]
+        for j in kept if tails is None else []:
+            known = ~np.isnan(x[:, j])
+            weights = None if sample_weight is None else sample_weight[known]
+            if changed := with_tails(columns[j], x[known, j], weights):
+                columns[j], done_to_tails = changed
+                notices = [n for n in notices if n != far_notice(found[j])] + [done_to_tails]
+        chosen = [columns[j] for j in kept]
+        return cls(chosen, found, missing is not None, notices, warnings)
 
     def rows(self, data: Any) -> np.ndarray:
         """Return the rows of a table as the density takes them, to score them.
@@ -157,8 +178,9 @@ class Schema(keras.layers.Layer):
             ValueError: a column is missing, does not hold numbers, or has missing values.
         """
         x = self._numbers(data)
-        medians = np.array([column.median for column in self.columns])
-        return np.where(np.isnan(x), medians, x).astype(self.row_dtype)
+        if self.medians is not None:
+            x = np.where(np.isnan(x), self.medians, x)
+        return x.astype(self.row_dtype)
 
     def training_rows(self, data: Any, seed: int) -> np.ndarray:
         """Return the rows of a table to learn from, or to measure a likelihood at.
@@ -174,6 +196,30 @@ class Schema(keras.layers.Layer):
         steps = [column.step or 0.0 for column in self.columns]
         x += steps * np.random.default_rng([seed, 2]).uniform(-0.5, 0.5, x.shape)
         return x.astype(self.row_dtype)
+
+    def on_grids(self, x: np.ndarray) -> np.ndarray:
+        """Put values of columns on a grid to its nearest value, in the range that was learned.
+
+        Args:
+            x: rows in units of the table, float64 (rows, columns).
+
+        Raises:
+            ValueError: the schema is of an early version, which did not keep that range.
+        """
+        x = np.array(x, np.float64)
+        for values, column in zip(x.T, self.columns, strict=True):
+            if column.step is None:
+                continue
+            if column.low is None or column.high is None:
+                raise ValueError(
+                    f"Column {column.name!r} lies on a grid, but its range is not known: the "
+                    "schema is of an early version. Learn it, and the density, anew."
+                )
+            span = column.high - column.low
+            cells = round(span / column.step)
+            places = np.rint((values - column.low) / span * cells)
+            values[:] = column.low + np.clip(places, 0, cells) * (span / cells)
+        return x
 
     @property
     def dequantised(self) -> tuple[str, ...]:
@@ -194,15 +240,36 @@ class Schema(keras.layers.Layer):
         """Standardise rows: float32 (rows, columns), the units that sigma is in."""
         x = tf.convert_to_tensor(x)
         location, scale = (tf.constant(v[None], x.dtype) for v in (self.location, self.scale))
-        return tf.cast((x - location) / scale, tf.float32)
+        z = (x - location) / scale
+        if self.tailed.any():
+            mean, deviation = self._tails(x.dtype)
+            z = even_out(z, self.tailed[None], mean, deviation)
+        return tf.cast(z, tf.float32)
 
     def outside(self, z: Any) -> np.ndarray:
         """Return standardised rows in units of the table, float64 (rows, columns)."""
-        return np.asarray(z, np.float64) * self.scale + self.location
+        z = np.asarray(z, np.float64)
+        y = np.where(self.tailed, z * self.tail_deviation + self.tail_mean, 0.0)
+        return np.where(self.tailed, np.sinh(y), z) * self.scale + self.location
 
     def log_scale(self) -> float:
-        """Log of the Jacobian determinant of ``inside``."""
-        return -float(np.log(self.scale).sum())
+        """Log of the Jacobian determinant of ``inside``, without the part of ``log_slopes``."""
+        return -float(np.log(self.scale * self.tail_deviation).sum())
+
+    def log_slopes(self, inside: tf.Tensor) -> tf.Tensor:
+        """Log of the derivatives of the asinh of columns with heavy tails, summed: (rows,).
+
+        Args:
+            inside: rows as ``inside`` returns them.
+        """
+        return log_slopes(inside, self.tailed[None], *self._tails(inside.dtype))
+
+    def _tails(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+        """Means and deviations of the columns' asinh, (1, columns)."""
+        mean, deviation = (
+            tf.constant(v[None], dtype) for v in (self.tail_mean, self.tail_deviation)
+        )
+        return mean, deviation
 
     def check_resolution(self, sigma: float, name: str) -> None:
         """Raise ValueError if noise of ``sigma`` is lost in the rounding of the rows."""

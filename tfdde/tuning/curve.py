@@ -170,10 +170,11 @@ def select_sigma(
     # The highest level is left out: hardly anything of the data remains there.
     partitions = ladder(dde.evaluator, inside(start), levels, samples, moves, seed)[:-1]
     partitions = checked(partitions, dde.evaluator, inside(start), seed)
-    jacobian = 0.0 if dde.normalization is None else float(dde.log_scale())
 
     def log_densities(rows: np.ndarray) -> list[np.ndarray]:
-        flat = inside(rows).reshape(len(rows), -1)
+        standardised = inside(rows)
+        jacobian = dde.log_jacobian(tf.constant(standardised)).numpy()
+        flat = standardised.reshape(len(rows), -1)
         return [dde.evaluator(flat, z.sigma) - z.value + jacobian for z in partitions]
 
     values = log_densities(rows)

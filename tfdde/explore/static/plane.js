@@ -32,10 +32,10 @@ export async function show(model, view, say) {
   const find = (id) => view.querySelector(`#${id}`);
   const canvas = find("map"), context = canvas.getContext("2d");
   find("samples").parentElement.hidden = !facts.latent_dim;
-  const { mean, standard_deviation: scale } = facts.preprocessing;
+  const { mean, standard_deviation: scale, range } = facts.preprocessing;
   const at = (i) => mean?.[mean.length === 2 ? i : 0] ?? 0;
   const spread = (i) => 3 * (scale?.[scale.length === 2 ? i : 0] ?? 4 / 3);
-  const low = [at(0) - spread(0), at(1) - spread(1)], high = [at(0) + spread(0), at(1) + spread(1)];
+  const [low, high] = range ?? [-1, 1].map((side) => [0, 1].map((i) => at(i) + side * spread(i)));
   const values = await model.logDensity(grid(SIDE, low, high));
   const arrows = grid(ARROWS, low, high), field = await model.score(arrows);
   const longest = field.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9);
