@@ -118,11 +118,16 @@ class _Score(beam.DoFn):
         used = [*columns, *conditions]
         for name in used:
             blocks.check_numeric(name, table.schema.field(name).type, what)
-        values, reasons = blocks.numbers(table, used, dtype=scorer.dtype)
+        gaps = 0 if scorer.medians is None else scorer.width
+        values, reasons = blocks.numbers(table, used, dtype=scorer.dtype, gaps=gaps)
         kept = table.select(self.keep)
         kept = kept.cast(blocks.plain(kept.schema))
         check_kept(kept.schema, scorer.names)
-        scored = scorer.score(blocks.Block(np.arange(len(table)), values, reasons, kept))
+        block = blocks.Block(np.arange(len(table)), values, reasons, kept)
+        scored = scorer.score(block)
+        for name, count in zip(columns, scorer.imputed(block).tolist(), strict=True):
+            if count:
+                beam.metrics.Metrics.counter("tfdde", f"imputed {name}").inc(count)
         good = pc.is_null(scored.column("reason"))
         for name, rows, tag in (
             (scorer.name, scored.filter(good), None),

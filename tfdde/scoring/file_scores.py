@@ -25,7 +25,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from filecmp import cmp
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,13 @@ from tfdde.scoring import manifest
 from tfdde.scoring.alarms import EXPLAIN, Alarms
 from tfdde.scoring.inputs import open_input
 from tfdde.scoring.normal import find_normal
-from tfdde.scoring.scorer import Scorer, check_kept
+from tfdde.scoring.scorer import More, Scorer, check_kept
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import atomic
 
 PART_ROWS = 250_000  # rows of a part: the most that an interruption can lose
-FILE = b"file"  # metadata key of a part: `Block.file` of its last row
+# Metadata keys of a part: `Block.file` of its last row, and how many values medians stand for.
+FILE, IMPUTED = b"file", b"imputed"
 # Names of the files in a folder of parts: those of temporary files, and all.
 HALF_WRITTEN = re.compile(
     r"\.merged\.\w+|\.rejects\.csv|\.\d+\.(manifest\.json|part-\d{6}\.parquet)"
@@ -82,7 +82,9 @@ def score_file(
             go to ``<output>.rejects.csv`` with ``row`` and ``reason``; without bad rows there is no
             such file. ``<output>.json`` keeps what the output was made from.
         columns: names of the columns that hold the rows; by default those that the model was
-            trained on, or if they are not known, all but the next two.
+            trained on, or if they are not known, all but the next two. If the model was trained
+            with ``missing="impute"``, its medians stand for missing values in a table, and the
+            counts are printed and kept; otherwise such rows are bad.
         conditions: names of the columns that hold the conditions.
         keep: names of the columns that are copied to the output.
         batch_rows: the most rows of a call of the model.
@@ -163,12 +165,15 @@ def score_file(
                 f"{folder} holds a part of the scores for {other}: repeat the call that began it "
                 "to complete them, or remove the folder to begin again."
             )
-        score = partial(scorer.score, more=more) if more else scorer.score
-        schema = score(_empty(rows, scorer)).schema
-        parts = _write_parts(folder, schema, score, rows, part_rows)
+        schema = scorer.score(_empty(rows, scorer), more).schema
+        parts = _write_parts(folder, schema, scorer, more, rows, part_rows)
         rejected = _merge(parts, schema, folder, output, rejects, finished)
-        manifest.finish(finished, about, (output, rejects), rejected)
+        counts = {} if scorer.medians is None else {"imputed": _imputed(parts, rows)}
+        manifest.finish(finished, about | counts, (output, rejects), rejected)
         _remove(folder)
+    if any(counts.get("imputed", {}).values()):
+        each = ", ".join(f"{name!r} {n}" for name, n in counts["imputed"].items() if n)
+        print(f"Medians stand for missing values, in so many rows of a column: {each}.")
     print(f"Wrote {output}")
     return rejected
 
@@ -256,12 +261,19 @@ def _about(scorer: Scorer, source: Source, part_rows: int) -> dict[str, Any]:
         "part_rows": part_rows,
         "anomaly_score": len(scorer.names) > 1,
     }
+    if scorer.medians is not None:
+        about["medians"] = scorer.medians.tolist()
     # Earlier versions knew no dialects, and their parts are completed by this one.
     return about | ({"dialect": asdict(source.dialect)} if source.dialect != PLAIN else {})
 
 
 def _write_parts(
-    folder: Path, schema: Any, score: Callable[[Block], Any], source: Source, part_rows: int
+    folder: Path,
+    schema: Any,
+    scorer: Scorer,
+    more: More | None,
+    source: Source,
+    part_rows: int,
 ) -> list[Path]:
     """Score all rows whose part is not there yet; return the paths of all parts."""
 
@@ -280,12 +292,26 @@ def _write_parts(
     pieces = (p for p in _cut(source.blocks(first, file), part_rows) if p.rows[0] >= first)
     for number, group in itertools.groupby(pieces, key=lambda p: int(p.rows[0]) // part_rows):
         parts.append(path(number))
+        imputed = np.zeros(scorer.width, np.int64)
         with atomic(parts[-1]) as temporary, pa.parquet.ParquetWriter(temporary, schema) as writer:
             for piece in group:
-                writer.write_table(score(piece))
+                writer.write_table(scorer.score(piece, more))
+                imputed += scorer.imputed(piece)
                 bar.add(len(piece))
-            writer.add_key_value_metadata({FILE: "{} {}".format(*piece.file)})
+            counts = " ".join(map(str, imputed.tolist()))
+            writer.add_key_value_metadata({FILE: "{} {}".format(*piece.file), IMPUTED: counts})
     return parts
+
+
+def _imputed(parts: list[Path], source: Source) -> dict[str, int]:
+    """Return how many values of each column medians stand for, in all parts."""
+    counts = np.zeros(source.width, np.int64)
+    for part in parts:
+        with reading(part):
+            metadata = pa.parquet.read_metadata(part).metadata
+            counts += np.array(metadata[IMPUTED].split(), np.int64)
+    names = source.columns or map(str, range(source.width))  # a TFRecord has no names
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _empty(source: Source, scorer: Scorer) -> Block:

@@ -37,6 +37,7 @@ def open_input(
         scorer.condition_dim,
         dialect,
         scorer.dtype,
+        scorer.medians is not None,
     )
 
 
@@ -55,12 +56,13 @@ def _dialect(source: Path, delimiter: str | None, decimal: str, encoding: str) -
 def drawn_rows(source: Source, most: int, seed: int = 0) -> np.ndarray:
     """Return good rows of a file, up to ``most`` drawn without replacement: float64 (rows, n).
 
-    They are in the order of the file, and the same for any size of its blocks.
+    Rows that miss values are left out, as among the normal rows of a run. The others are in the order of the file, and the same for any size of its blocks.
     """
     rng = np.random.default_rng(seed)
     kept, keys = np.empty((0, source.width)), np.empty(0)
     for block in source:
         good = np.array([reason is None for reason in block.reasons], bool)
+        good &= ~np.isnan(block.values).any(axis=1)
         keys = np.concatenate([keys, rng.random(len(block))[good]])
         kept = np.concatenate([kept, block.values[good]])
         if len(keys) > most:

@@ -12,8 +12,8 @@ from typing import Any
 
 from tfdde.utils.files import read_object, write_json
 
-# Entries that are absent if an option has its default.
-OPTIONAL = ("dialect", "threshold", "explain", "normal")
+# Entries that are absent if an option has its default, or the model has no medians.
+OPTIONAL = ("dialect", "medians", "threshold", "explain", "normal")
 HEAD = 2**20  # bytes at the start of a big file that are compared
 
 

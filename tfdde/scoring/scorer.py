@@ -76,6 +76,7 @@ class Scorer:
         self.folder = path = _model_folder(Path(model))
         self.columns: list[str] | None = None
         self.facts: dict[str, Any] = {}
+        self.medians: np.ndarray | None = None
         if (path / "density.keras").exists():
             normalized = self._load_keras(path)
         else:
@@ -101,6 +102,7 @@ class Scorer:
             self.columns = _names(read_object(result))
         if isinstance(density.normalization, Schema):
             self.columns = _names({"columns": list(density.normalization.names)})
+            self.medians = density.normalization.medians
         self.shape, self.condition_dim = density.data_shape, density.condition_dim
         self.dtype = density.row_dtype
         specs = {"x": tf.TensorSpec((None, *self.shape), self.dtype)}
@@ -141,6 +143,8 @@ class Scorer:
         self.files.append(metadata)
         self.facts = read_object(metadata)
         self.columns = _names(self.facts)
+        medians = self.facts.get("preprocessing", {}).get("medians")
+        self.medians = None if medians is None else np.array(medians, np.float64)
         return self.facts.get("normalized") is True
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
@@ -162,19 +166,21 @@ class Scorer:
     def score(self, block: Block, more: More | None = None) -> Any:
         """Return a pyarrow table of the scores of a block.
 
-        Its columns are ``row``, the log-density under its ``name``, ``anomaly_score`` if asked
-        for, those of ``more``, ``reason`` (why a row is bad; null for a good one), and those that
-        the block kept. The values of bad rows are null.
+        The model's ``medians`` stand for missing values (NaN). Its columns are ``row``, the
+        log-density under its ``name``, ``anomaly_score`` if asked for, those of ``more``,
+        ``reason`` (why a row is bad; null for a good one), and those that the block kept. The
+        values of bad rows are null.
 
         Args:
             block: of rows.
-            more: makes further columns, by name, of the values of the rows and their log-densities,
-                which are not finite for bad rows.
+            more: makes further columns, by name, of the values of the rows, without gaps, and
+                their log-densities, which are not finite for bad rows.
         """
         reasons = list(block.reasons)
         good = np.array([reason is None for reason in reasons], bool)
         scores = np.full(len(block), np.nan, np.float32)
-        scores[good] = self(block.values[good])
+        values = self.filled(block.values)
+        scores[good] = self(values[good])
         bad = ~np.isfinite(scores)
         for i in np.flatnonzero(good & bad).tolist():
             reasons[i] = f"log-density is {scores[i]}"
@@ -183,11 +189,28 @@ class Scorer:
             {
                 "row": pa.array(block.rows, pa.int64()),
                 **dict(zip(self.names, columns, strict=False)),
-                **(more(block.values, scores) if more else {}),
+                **(more(values, scores) if more else {}),
                 "reason": pa.array(reasons, pa.string()),
                 **{name: block.kept.column(name) for name in block.kept.column_names},
             }
         )
+
+    def imputed(self, block: Block) -> np.ndarray:
+        """Return how many values of each column medians stand for in a block: int64 (width,).
+
+        Bad rows do not count.
+        """
+        good = np.array([reason is None for reason in block.reasons], bool)
+        return np.isnan(block.values[good, : self.width]).sum(axis=0)
+
+    def filled(self, values: np.ndarray) -> np.ndarray:
+        """Put the medians, if there are any, in the place of missing values (NaN)."""
+        if self.medians is None:
+            return values
+        values = values.copy()
+        x = values[:, : self.width]
+        np.copyto(x, self.medians.astype(x.dtype), where=np.isnan(x))
+        return values
 
 
 def _names(facts: dict[str, Any]) -> list[str] | None:

@@ -85,7 +85,7 @@ def format_of(path: str | os.PathLike) -> str | None:
 
 
 def numbers(
-    table: Any, names: Sequence[str], decimal: str = ".", dtype: str = "float32"
+    table: Any, names: Sequence[str], decimal: str = ".", dtype: str = "float32", gaps: int = 0
 ) -> tuple[np.ndarray, list[str | None]]:
     """Convert columns of a pyarrow table to numbers.
 
@@ -94,6 +94,7 @@ def numbers(
         names: of the columns, in this order.
         decimal: the decimal point in text.
         dtype: of the numbers, "float32" or "float64".
+        gaps: so many of the first columns may miss values, which are NaN then.
 
     Returns:
         Values (rows, columns); and for each row None, or the reason why it is bad: a value is
@@ -106,6 +107,9 @@ def numbers(
         values = wide.astype(dtype)
     reasons: list[str | None] = [None] * len(values)
     bad = ~np.isfinite(values)
+    for j, name in enumerate(names[:gaps]):
+        if bad[:, j].any():
+            bad[:, j] &= ~_missing(table.column(name))
     for i in np.flatnonzero(bad.any(axis=1)):
         name = names[bad[i].argmax()]
         why = _why_bad(table.column(name)[i].as_py(), decimal, dtype)
@@ -126,6 +130,14 @@ def _floats(column: Any, decimal: str) -> np.ndarray:
     except pa.ArrowInvalid:  # at least one is no number: convert them one by one
         values = map(_float, text.to_pylist())
         return np.array([np.nan if v is None else v for v in values], np.float64)
+
+
+def _missing(column: Any) -> np.ndarray:
+    """Return whether the values of a column are missing: null, NaN, or blank in text."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        text = pc.utf8_lower(pc.ascii_trim_whitespace(column))
+        column = pc.if_else(pc.is_in(text, pa.array(["", "nan"], text.type)), None, text)
+    return pc.is_null(column, nan_is_null=True).to_numpy()
 
 
 def _float(text: str | None) -> float | None:
@@ -166,6 +178,8 @@ class Source:
         condition_dim: numbers in a condition; None for as many as there are.
         dialect: how CSV files are written.
         dtype: of the values, "float32" or "float64".
+        gaps: whether the rows of a table may miss values, which are NaN then. Without it, and in
+            TFRecord, such rows are bad.
 
     Attributes:
         files: the paths, in order.
@@ -199,9 +213,10 @@ class Source:
         condition_dim: int | None = 0,
         dialect: Dialect = PLAIN,
         dtype: str = "float32",
+        gaps: bool = False,
     ):
         self.columns, self.conditions, self.keep = columns, conditions, keep
-        self.dialect, self.dtype = dialect, dtype
+        self.dialect, self.dtype, self.gaps = dialect, dtype, gaps
         self.files, self.skipped = find_files(path)
         self.format = format_of(self.files[0]) or ""
         if self.format != "csv" and dialect != PLAIN:
@@ -322,7 +337,8 @@ class Source:
 
     def _block(self, table: Any, start: int, file: tuple[int, int]) -> Block:
         """Return the block of a pyarrow table, whose first row has the number ``start``."""
-        values, reasons = numbers(table, self.used, self.dialect.decimal, self.dtype)
+        gaps = self.width if self.gaps else 0
+        values, reasons = numbers(table, self.used, self.dialect.decimal, self.dtype, gaps)
         kept = table.select(self.keep).cast(self.schema)
         return Block(np.arange(start, start + len(table)), values, reasons, kept, file)
 
