@@ -15,6 +15,7 @@ from tfdde import (
 from tfdde._version import __version__
 from tfdde.models.dde import DDE, UnnormalizedWarning
 from tfdde.models.generator import Generator
+from tfdde.models.sampling import sample_rows
 from tfdde.models.trainer import DivergedError
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import Constant, Decay, LogUniform
@@ -41,6 +42,7 @@ __all__ = [
     "metrics",
     "networks",
     "recipes",
+    "sample_rows",
     "starts",
     "tables",
     "tuning",

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from tfdde.anomalies.scores import AnomalyScores
 from tfdde.datasets.batches import stream
+from tfdde.models.sampling import draw
 from tfdde.noise import LogUniform
-from tfdde.partition.evaluator import CHUNK
 from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
 from tfdde.recipes import table_density
 from tfdde.tables import Schema
@@ -40,8 +40,6 @@ except ImportError as error:
 HELD_BACK = 0.1  # share of the rows that training does not see, for log Z
 ENOUGH = 1_000  # rows from which on a share is held back
 STARTS = 10_000  # training rows at which samples start
-MOVES = 20  # Hamiltonian moves of a sample
-CHAINS = 100  # samples that run together at least: their mean acceptance adapts the step
 
 
 class DDEstimator(DensityMixin, BaseEstimator):
@@ -200,11 +198,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
         )
         self.dde_ = dde
         self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()
-        self._start_chances = None
+        self._start_weights = None if train_shares is None else train_shares[:STARTS]
         self._anomaly_scores: AnomalyScores | None = None
-        if train_shares is not None:
-            chances = train_shares[:STARTS].astype(np.float64)
-            self._start_chances = chances / chances.sum()
         return self
 
     def _table(self, X: Any, **settings: Any) -> np.ndarray:  # noqa: N803
@@ -299,9 +294,9 @@ class DDEstimator(DensityMixin, BaseEstimator):
         rows = self.schema_.rows(self._table(X, reset=False))
         if self._anomaly_scores is None:
             starts = self._starts
-            if self._start_chances is not None:
-                rng = np.random.default_rng(0)
-                starts = starts[rng.choice(len(starts), size=len(starts), p=self._start_chances)]
+            if self._start_weights is not None:
+                rng, weights = np.random.default_rng(0), self._start_weights.astype(np.float64)
+                starts = starts[rng.choice(len(starts), len(starts), p=weights / weights.sum())]
             self._anomaly_scores = AnomalyScores(self.dde_, starts, standardised=True)
         inside = self.dde_.inside(tf.constant(rows)).numpy()
         return self._anomaly_scores.anomaly_score(inside, method)
@@ -311,15 +306,17 @@ class DDEstimator(DensityMixin, BaseEstimator):
 
         The samples are training rows with noise of ``sigma``, moved by Hamiltonian Monte Carlo
         under the density.  The moves hardly ever cross between modes far apart, so that the shares
-        of these modes are those in the training rows.
+        of these modes are those in the training rows.  Integers, booleans and values on another
+        grid are put back on it, between the least and the largest value in X.
 
         Args:
             n_samples: number of rows.
             random_state: int, RandomState or None.
 
         Returns:
-            float64 array (n_samples, columns), in the units of X; without the columns that
-            ``dependent="drop"`` left out.
+            float64 array (n_samples, columns), in the units of X, as of ``KernelDensity.sample``
+            an array also if X is a DataFrame: ``schema_.names`` are its columns, which are those
+            of X without the ones that ``dependent="drop"`` left out.
 
         Raises:
             NotFittedError: ``fit`` was not called.
@@ -327,20 +324,8 @@ class DDEstimator(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         n_samples = check_integer(n_samples, "n_samples")
-        rng = check_random_state(random_state)
-        dde, sigma = self.dde_, self.dde_.noise.sigma
-        moves, chunks = dde.evaluator.moves, []
-        for first in range(0, n_samples, CHUNK):
-            size = max(min(n_samples - first, CHUNK), CHAINS)
-            if self._start_chances is None:
-                chosen = rng.randint(len(self._starts), size=size)
-            else:
-                chosen = rng.choice(len(self._starts), size=size, p=self._start_chances)
-            start = self._starts[chosen]
-            noise = rng.standard_normal(start.shape)
-            noisy = (start + sigma * noise).astype(np.float32)
-            chunks.append(moves(noisy, sigma, sigma, MOVES, int(rng.randint(2**31 - 1))))
-        return self.schema_.outside(np.concatenate(chunks)[:n_samples])
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        return draw(self.dde_, self._starts, n_samples, self._start_weights, seed)
 
 
 @contextlib.contextmanager
