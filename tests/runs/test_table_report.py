@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from gaussians import gaussian_dde
 
-from tfdde.runs.table_report import draw_rows, write_report
+import tfdde
+from tfdde.runs.table_report import write_report
 
 
 def correlated(count, n, seed=0):
@@ -25,14 +26,14 @@ def density():
 
 def test_samples_are_those_of_the_density_in_units_of_the_table(density):
     rows = correlated(3_000, 14)
-    samples = draw_rows(density, rows, 2_000, seed=1)
+    samples = tfdde.sample_rows(density, rows, 2_000, seed=1)
     np.testing.assert_allclose(samples.mean(axis=0), rows.mean(axis=0), atol=120)
     blur = (1 + density.noise.sigma**2) ** 0.5
     np.testing.assert_allclose(samples.std(axis=0), blur * rows.std(axis=0), rtol=0.08)
     # The blur takes some of the correlation.
     expected = np.corrcoef(rows.T)[1, 4] / blur**2
     assert np.corrcoef(samples.T)[1, 4] == pytest.approx(expected, abs=0.01)
-    np.testing.assert_array_equal(samples, draw_rows(density, rows, 2_000, seed=1))
+    np.testing.assert_array_equal(samples, tfdde.sample_rows(density, rows, 2_000, seed=1))
 
 
 def test_report_says_which_columns_are_shown(density, tmp_path):

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from tfdde import plots
 from tfdde.anomalies import drift, threshold
 from tfdde.anomalies.report import alarm_rate, drift_sentence, strange_rows
 from tfdde.models.dde import DDE
-from tfdde.networks.normalization import location_and_scale
+from tfdde.models.sampling import sample_rows
 from tfdde.utils.files import atomic
 
 SAMPLES = 2_000  # drawn from the density, and the most rows that they are compared with
-MOVES = 20  # of Monte Carlo from a training row with noise
 PANELS, PAIRED = 12, 4  # the most columns with a marginal, and in pairs
 
 
@@ -53,7 +51,7 @@ def write_report(
     if not all(map(len, rows)):
         parts.append("Every row of one part misses a value: there are no more pictures.")
     else:
-        samples = draw_rows(dde, train, SAMPLES, seed)
+        samples = sample_rows(dde, train, SAMPLES, seed=seed)
         parts += ["## Samples", _draw_samples(folder, dde, train, samples, columns)]
         parts += _pictures(folder, "marginals", "pairs")
         parts += ["## Strange rows", strange_rows(log_density, test, validation, train, columns)]
@@ -66,22 +64,6 @@ def write_report(
         parts += ["## Training and test rows", drift_sentence(found, columns, *kinds)]
     with atomic(folder / "report.md") as path:
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def draw_rows(dde: DDE, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draw samples of a density of flat rows, in the units of the table: float64 (count, n).
-
-    They start at rows of the data with noise, and Hamiltonian moves bring them to the density.
-    """
-    rng = np.random.default_rng(seed)
-    sigma = dde.noise.sigma
-    start = dde.inside(tf.constant(rows[rng.integers(len(rows), size=count)])).numpy()
-    noisy = (start + sigma * rng.standard_normal(start.shape)).astype(np.float32)
-    z = dde.evaluator.moves(noisy, sigma, sigma, MOVES, seed).astype(np.float64)
-    if dde.normalization is None:
-        return z
-    location, scale = (np.asarray(part) for part in location_and_scale(dde.normalization))
-    return z * scale + location
 
 
 def _draw_samples(

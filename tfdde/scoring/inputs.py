@@ -56,7 +56,8 @@ def _dialect(source: Path, delimiter: str | None, decimal: str, encoding: str) -
 def drawn_rows(source: Source, most: int, seed: int = 0) -> np.ndarray:
     """Return good rows of a file, up to ``most`` drawn without replacement: float64 (rows, n).
 
-    Rows that miss values are left out, as among the normal rows of a run. The others are in the order of the file, and the same for any size of its blocks.
+    Rows that miss values are left out, as among the normal rows of a run. The others are in the
+    order of the file, and the same for any size of its blocks.
     """
     rng = np.random.default_rng(seed)
     kept, keys = np.empty((0, source.width)), np.empty(0)
