@@ -6,8 +6,8 @@
     python train/tabular.py --data sales.csv --preset runs/wine/config.json
 
 Columns of a file are taken as they are: of any scale, with integers and other grids, which get
-noise within a step, and on request with missing values and dependent columns. What was done to a
-column is printed.
+noise within a step, with heavy tails, whose asinh is learned, and on request with missing values
+and dependent columns. What was done to a column is printed.
 
 The columns are standardised, and s(x, sigma) is trained at all noise levels from --sigma to
 --sigma-max at once. The weights of the epoch with the lowest validation loss are kept. The ladder

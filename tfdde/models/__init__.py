@@ -2,6 +2,7 @@
 
 from tfdde.models.dde import DDE, UnnormalizedWarning
 from tfdde.models.generator import Generator
+from tfdde.models.sampling import sample_rows
 from tfdde.models.trainer import DivergedError
 
-__all__ = ["DDE", "DivergedError", "Generator", "UnnormalizedWarning"]
+__all__ = ["DDE", "DivergedError", "Generator", "UnnormalizedWarning", "sample_rows"]

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+LARGE = 1e9  # beyond it, 1 is lost beside the square, which may overflow
+
 
 def even_out(x: tf.Tensor, tailed: Any, mean: tf.Tensor, deviation: tf.Tensor) -> tf.Tensor:
     """Return (asinh(x) - mean) / deviation of some columns, and the others as they are.
@@ -25,8 +27,9 @@ def even_out(x: tf.Tensor, tailed: Any, mean: tf.Tensor, deviation: tf.Tensor) -
 
     @tf.custom_gradient
     def function(x: tf.Tensor) -> Any:
-        root = tf.sqrt(tf.square(x) + 1.0)
-        y = tf.sign(x) * tf.math.log(tf.abs(x) + root)  # its absolute error is that of rounding
+        size = tf.abs(x)
+        root = tf.where(size > LARGE, size, tf.sqrt(tf.square(x) + 1.0))
+        y = tf.sign(x) * tf.math.log(size + root)  # its absolute error is that of rounding
         slope = tf.where(tailed, 1.0 / (deviation * root), tf.ones_like(x))
         return tf.where(tailed, (y - mean) / deviation, x), lambda dy: dy * slope
 

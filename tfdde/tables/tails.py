@@ -52,16 +52,20 @@ def find_tails(values: np.ndarray, weights: np.ndarray | None = None) -> Tails |
 
     Args:
         values: float64 (rows,), finite. Those on a grid need their noise first.
-        weights: of the rows, (rows,), not negative: as many values are drawn in proportion.
+        weights: of the rows, (rows,), not negative: so likely are they to be among those that the
+            choice is made by.
 
     Returns:
         None if the column should stay as it is.
     """
+    rng = np.random.default_rng(0)
+    if weights is not None and weights.sum() > 0:
+        shares = weights / weights.sum(dtype=np.float64)
+        # The effective number of rows, without copies, which would be held out and known at once.
+        count = min(round(1 / np.square(shares).sum()), np.count_nonzero(shares))
+        values = rng.choice(values, count, replace=False, p=shares)
     if len(values) < LEAST_VALUES:
         return None
-    rng = np.random.default_rng(0)
-    if weights is not None:
-        values = values[rng.choice(len(values), len(values), p=weights / weights.sum())]
     x = rng.permutation(values)[:FITTED]
     low, middle, high = np.quantile(x, QUANTILES).tolist()
     scale = (high - low) / BETWEEN
