@@ -78,6 +78,9 @@ export async function show(model, view, say) {
   }
   async function read(file) {
     if (!file) return;
+    asked++; // what is said of a line of an earlier file is not true of this one
+    find("explained").textContent = "";
+    find("explanation").replaceChildren();
     const { rows, lines, bad } = parse(await file.text(), model.width, model.facts.columns);
     const entries = bad.slice(0, 20).map((text) => {
       const item = document.createElement("li");
