@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import tfdde
-from tfdde import scoring, serving
+from tfdde import anomalies, scoring, serving
 from tfdde.datasets.readers import blocks
 from tfdde.tables import Schema
 
@@ -132,3 +132,22 @@ def test_beam_does_as_the_scorer(model):
     expected = dde.log_density(dde.normalization.rows(x), normalized=False)
     found = scores.column("unnormalized_log_density")
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_explanations_take_medians_and_drift_leaves_gaps_out(model, tmp_path):
+    dde, folder = model
+    x = table()
+    whole = x.dropna()
+    source, normal = write(tmp_path / "in.parquet", x), write(tmp_path / "normal.parquet", x)
+    out = tmp_path / "out.parquet"
+    scoring.score_file(folder / "saved", source, out, explain="all", normal=normal)
+    got = pd.read_parquet(out)
+    shares, usual = anomalies.explain(
+        lambda rows: dde.log_density(rows, normalized=False),
+        dde.normalization.rows(x).astype(np.float64),
+        whole.to_numpy().astype(np.float32).astype(np.float64),
+    )
+    np.testing.assert_allclose(got[[f"share:{c}" for c in "abc"]], shares, atol=2e-3)
+    np.testing.assert_allclose(got[[f"usual:{c}" for c in "abc"]], usual, atol=2e-2)
+    said = scoring.file_drift(folder / "saved", source, normal=normal)
+    assert f"{len(whole)} new rows" in said and f"{len(whole)} held-out rows" in said
