@@ -26,7 +26,9 @@ import peers
 
 SIGMA = 0.1
 TRAIN, VALIDATION, TEST = 50_000, 5_000, 10_000
+FAMILIES = {"mixture": "Mixture", "toys": "RotatedToys", "tails": "HeavyTails", "chain": "Chain"}
 SYNTHETIC = [f"mixture-{n}" for n in (2, 8, 21, 43)] + [f"toys-{n}" for n in (2, 8, 22, 42)]
+SYNTHETIC += [f"tails-{n}" for n in (8, 21)] + [f"chain-{n}" for n in (8, 21)]
 SPLITS = 3  # of the small sets
 REAL = [f"{name}-{k}" for name in ("wine", "breast_cancer", "digits") for k in range(SPLITS)]
 REAL += ["mnist-43"]
@@ -36,7 +38,7 @@ def make_family(name, seed=0):
     import families
 
     kind, n = name.rsplit("-", 1)
-    return {"mixture": families.Mixture, "toys": families.RotatedToys}[kind](int(n), seed)
+    return getattr(families, FAMILIES[kind])(int(n), seed)
 
 
 def load_real(name, data_dir):

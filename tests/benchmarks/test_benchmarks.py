@@ -13,6 +13,7 @@ import pytest
 import serving
 import table1
 from scipy.special import logsumexp
+from scipy.stats import multivariate_t, norm
 
 from tfdde import metrics
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def family(name, n):
-    return {"mixture": families.Mixture, "toys": families.RotatedToys}[name](n)
+    return likelihoods.make_family(f"{name}-{n}")
 
 
 @pytest.mark.parametrize("name", ["mixture", "toys"])
@@ -31,7 +32,7 @@ def test_integrates_to_one(name, sigma):
     assert logsumexp(log_density) + np.log(cell) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mixture", "toys"])
+@pytest.mark.parametrize("name", likelihoods.FAMILIES)
 @pytest.mark.parametrize("n", [2, 8])
 def test_is_the_blurred_density_of_the_samples(name, n):
     """E_x N(y; x, sigma**2 I) over samples x, at a sigma so large that the mean settles."""
@@ -49,7 +50,7 @@ def test_is_the_blurred_density_of_the_samples(name, n):
     assert error.max() < 0.05
 
 
-@pytest.mark.parametrize("name", ["mixture", "toys"])
+@pytest.mark.parametrize("name", likelihoods.FAMILIES)
 def test_small_noise_is_the_mean_over_larger(name):
     """log p_b(y) = log E p_a(y + c epsilon) with b**2 = a**2 + c**2, in 8 dimensions."""
     truth = family(name, 8)
@@ -77,6 +78,95 @@ def test_toys_are_independent_and_rotated():
         own = [2 * k, 2 * k + 1, 16 + 2 * k, 17 + 2 * k, 32 + k]
         between[np.ix_(own, own)] = 0
     assert between.max() < 5 / np.sqrt(50_000)
+
+
+def blurred_by_quadrature(log_density, y, sigma, nodes):
+    """log of the integral of p(y - sigma e) N(e; 0, I) de at rows y, by Gauss-Hermite sums."""
+    e, w = np.polynomial.hermite_e.hermegauss(nodes)
+    n = y.shape[1]
+    noise = np.stack(np.meshgrid(*[e] * n, indexing="ij"), axis=-1).reshape(-1, n)
+    log_w = sum(np.meshgrid(*[np.log(w / np.sqrt(2 * np.pi))] * n, indexing="ij")).ravel()
+    return np.array([logsumexp(log_w + log_density(row - sigma * noise)) for row in y])
+
+
+@pytest.mark.parametrize("n", [2, 5, 8])
+def test_heavy_tails_without_noise_are_scipys(n):
+    truth = families.HeavyTails(n, seed=3)
+    x = np.concatenate([truth.sample(200, seed=1), 1e4 * np.eye(n), np.zeros((1, n))])
+    t = (x.astype(float) - truth.mean) @ truth.rotation
+    expected = sum(
+        multivariate_t(shape=np.diag(truth.scales[block] ** 2), df=freedom).logpdf(t[:, block])
+        for block, freedom in zip(truth.blocks, truth.freedom, strict=True)
+    )
+    np.testing.assert_allclose(truth.log_density(x, 0.0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("n, nodes", [(2, 80), (3, 40)])
+@pytest.mark.parametrize("sigma", [0.1, 0.3])
+def test_heavy_tails_by_quadrature_of_the_noise(n, nodes, sigma):
+    truth = families.HeavyTails(n, seed=1)
+    shape = truth.rotation * truth.scales**2 @ truth.rotation.T
+    t = multivariate_t(truth.mean, shape, df=truth.freedom[0])
+    y = truth.sample(5, seed=1) + sigma * np.random.default_rng(2).standard_normal((5, n))
+    y[0] += 30.0
+    expected = blurred_by_quadrature(t.logpdf, y, sigma, nodes)
+    np.testing.assert_allclose(truth.log_density(y, sigma), expected, atol=1e-6)
+
+
+def test_heavy_tails_are_far_together_and_not_all_at_once():
+    truth = families.HeavyTails(8)
+    t = (truth.sample(50_000, seed=1) - truth.mean) @ truth.rotation / truth.scales
+    far = np.abs(t) > 5
+    same, other = far[:, 0] & far[:, 1], far[:, 0] & far[:, 7]
+    assert [len(block) for block in truth.blocks] == [4, 4] and truth.freedom == [3.0, 4.0]
+    assert same.sum() > 0.2 * far[:, 0].sum() > 50
+    assert other.sum() < 0.1 * far[:, 0].sum()
+
+
+def chain_log_density(truth, x):
+    """Of rows without noise, by the definition in the docstring."""
+    log_p = norm.logpdf(x[:, 0])
+    for k in range(1, x.shape[1]):
+        before = x[:, k - 1]
+        std = 0.2 + 0.4 / (1 + np.exp(-truth.d * before))
+        log_p += norm.logpdf(x[:, k], truth.a * np.sin(truth.b * before + truth.c), std)
+    return log_p
+
+
+@pytest.mark.parametrize("n, nodes", [(2, 100), (3, 60)])
+@pytest.mark.parametrize("sigma", [0.1, 0.3])
+def test_chain_by_quadrature_of_the_noise(n, nodes, sigma):
+    truth = families.Chain(n, seed=1)
+    y = truth.sample(5, seed=1) + sigma * np.random.default_rng(2).standard_normal((5, n))
+    y[0, 0] += 2.0
+    expected = blurred_by_quadrature(lambda x: chain_log_density(truth, x), y, sigma, nodes)
+    np.testing.assert_allclose(truth.log_density(y, sigma), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("sigma", [0.03, 0.1, 1.0])
+def test_the_grid_of_a_chain_is_fine_enough(seed, sigma):
+    truth = families.Chain(21, seed)
+    y = truth.sample(50, seed=1) + sigma * np.random.default_rng(2).standard_normal((50, 21))
+    step = min(truth.STEP, 0.5 * sigma)
+    finer = truth.log_density(y, sigma, step=step / 2)
+    np.testing.assert_allclose(truth.log_density(y, sigma), finer, atol=1e-7)
+    assert np.abs(truth.log_density(y, sigma, step=10 * step) - finer).max() > 1e-3
+
+
+def test_chain_integrates_to_one():
+    grid, cell = metrics.grid(-6, 6, 400)
+    log_density = families.Chain(2).log_density(grid, 0.3)
+    assert logsumexp(log_density) + np.log(cell) == pytest.approx(0, abs=1e-6)
+
+
+def test_chain_refuses_what_its_grid_cannot_hold():
+    truth = families.Chain(2)
+    with pytest.raises(ValueError, match=r"`sigma` must be >= 0.02, got 0.01"):
+        truth.log_density(np.zeros((1, 2)), 0.01)
+    for far in ([0.0, 15.0], [np.nan, 0.0], [0.0, -1e6]):
+        with pytest.raises(ValueError, match="`x` must have rows near the chain, got"):
+            truth.log_density(np.array([[0.0, 0.0], far]), 0.1)
 
 
 def test_odd_toys():
