@@ -59,8 +59,8 @@ def quick(monkeypatch):
     """Less to trace, which is most of a tiny fit: steps run eagerly, log Z without moves."""
 
     def ladder(*args):
-        *others, _, seed = args
-        return original_ladder(*others, 0, seed)
+        *others, _, weights, _ = args
+        return original_ladder(*others, 0, weights)
 
     def annealing_from_outside(evaluate, rows, sigmas, rng):
         return [Annealing(-1e300, rows[:0]) for _ in sigmas]

@@ -195,6 +195,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             sample_weight=None if shares is None else shares[kept],
             samples=samples,
             seed=seeds[2],
+            verbose=self.verbose if self.verbose in (1, 2) else 0,
         )
         self.dde_ = dde
         self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()

@@ -823,6 +823,8 @@ class DDE(Trainer):
         samples: int | None = None,
         moves: int = 5,
         seed: int = 0,
+        precision: float | None = None,
+        verbose: int = 0,
     ) -> LogPartition | LogPartitions:
         """Estimate log Z, keep it and so normalise ``log_density``.
 
@@ -844,17 +846,24 @@ class DDE(Trainer):
                 out.
             sigma: noise level, by default the noise's own ``sigma``.
             samples: at each level; by default 10,000 for the ladder, 50,000 for importance
-                sampling, 5,000 in each direction for annealing.
+                sampling, 5,000 in each direction for annealing. With ``precision`` at most so
+                many, by default 50,000.
             moves: Hamiltonian moves at each level of "ladder" and "annealed".
             seed: of the samples.
+            precision: half-width in nats of the 95 % interval; the ladder then takes as many
+                samples as that needs (``tfdde.partition.to_precision``), at least 500 at each
+                level.
+            verbose: 0 is silent; 1 says what the ladder costs and shows a progress bar, 2 shows a
+                line instead of the bar. The other methods are silent.
 
         Returns:
             The estimate with its error, or those of all conditions. A ``UserWarning`` is issued
-            if one of them is not trusted.
+            if one of them is not trusted, or not as precise as asked.
 
         Raises:
             ValueError: wrong data, an unknown method, noise that does not suit the method, too
-                many conditions, or too few rows of one.
+                many conditions, too few rows of one, or a ``precision`` for another method than
+                the ladder.
         """
         self._follow_base()
         rows = check_rows(data, "data", self.data_shape, dtype=self.row_dtype)
@@ -874,10 +883,10 @@ class DDE(Trainer):
         self._warn_of_low_noise(rows)
         result: LogPartition | LogPartitions
         if c is None:
-            result = estimate(self.evaluator, rows, *settings, weights)
+            result = estimate(self.evaluator, rows, *settings, weights, precision, verbose)
             self._known_log_z.add(None, result)
         else:
-            result = estimate_by_condition(self.at, rows, c, *settings, weights)
+            result = estimate_by_condition(self.at, rows, c, *settings, weights, precision, verbose)
             for condition, found in zip(result.conditions, result.estimates, strict=True):
                 self._known_log_z.add(condition, found)
         if not result.trusted:

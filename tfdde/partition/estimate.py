@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,7 +17,8 @@ from tfdde.partition.far_field import checked
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
 from tfdde.partition.result import LogPartition, LogPartitions
-from tfdde.utils.checks import check_integer
+from tfdde.partition.to_precision import BATCH, MOST, ladder_to
+from tfdde.utils.checks import check_integer, check_positive
 
 MOST_CONDITIONS = 100  # that log Z is estimated for in one call
 LEAST_ROWS = 100  # of data at a condition, for its log Z
@@ -84,6 +86,8 @@ def estimate_by_condition(
     moves: int,
     seed: int,
     weights: np.ndarray | None = None,
+    precision: float | None = None,
+    verbose: int = 0,
 ) -> LogPartitions:
     """Estimate log Z at each distinct condition from its rows; see ``DDE.log_partition``.
 
@@ -91,7 +95,7 @@ def estimate_by_condition(
         log_density: maps x (rows, *shape), sigma () and conditions (rows, k) to s (rows,).
         data: float32 (rows, *shape).
         conditions: float32 (rows, k).
-        noise, method, sigma, samples, moves, seed, weights: as of ``estimate``.
+        noise, method, sigma, samples, moves, seed, weights, precision, verbose: as of ``estimate``.
     """
     estimates = {}
     # As a variable, so that what is traced for one condition serves all.
@@ -100,9 +104,8 @@ def estimate_by_condition(
     for condition, there in rows_by_condition(conditions):
         here.assign(condition)
         weights_there = None if weights is None else weights[there]
-        estimates[condition] = estimate(
-            evaluate, data[there], noise, method, sigma, samples, moves, seed, weights_there
-        )
+        settings = noise, method, sigma, samples, moves, seed, weights_there, precision, verbose
+        estimates[condition] = estimate(evaluate, data[there], *settings)
     return LogPartitions(tuple(estimates), tuple(estimates.values()))
 
 
@@ -116,6 +119,8 @@ def estimate(
     moves: int,
     seed: int,
     weights: np.ndarray | None = None,
+    precision: float | None = None,
+    verbose: int = 0,
 ) -> LogPartition:
     """Estimate log Z by the method that suits the noise, or the one asked for, and check it.
 
@@ -125,10 +130,11 @@ def estimate(
         noise: of the density.
         method, sigma, samples, moves, seed: as of ``DDE.log_partition``.
         weights: of the rows, positive float64 (rows,), by default equal.
+        precision, verbose: as of ``DDE.log_partition``.
 
     Raises:
-        ValueError: fewer than 2 rows, an unknown method or one that does not suit the noise, a
-            level that was not trained, or weights that do not fit the rows.
+        ValueError: fewer than 2 rows, an unknown method or one that does not suit the noise or
+            the precision, a level that was not trained, or weights that do not fit the rows.
     """
     if len(data) < 2:
         raise ValueError(f"`data` must have at least 2 rows, got {len(data)}.")
@@ -147,8 +153,18 @@ def estimate(
             f"noise=tfdde.LogUniform(minimum, maximum), got {noise!r}."
         )
     level = check_level(noise, sigma)
-    default = {"ladder": 10_000, "importance": 50_000, "annealed": 5_000}[method]
-    samples = default if samples is None else check_integer(samples, "samples", 100)
+    default, least = {"ladder": 10_000, "importance": 50_000, "annealed": 5_000}[method], 100
+    if precision is not None:
+        precision = check_positive(precision, "precision")
+        if method != "ladder":
+            raise ValueError(
+                f'`precision` needs the method "ladder", whose error falls with the samples, got '
+                f"{method!r} (the method that suits {noise!r}, if none was asked for)."
+            )
+        default, least = MOST, BATCH
+    samples = default if samples is None else check_integer(samples, "samples", least)
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"`verbose` must be 0, 1 or 2, got {verbose!r}.")
     moves = check_integer(moves, "moves", 0)
     evaluate = Evaluator.of(log_density, data.shape[1:])
     levels = np.array([level])
@@ -158,6 +174,13 @@ def estimate(
         result = importance(evaluate, data, level, samples, seed, weights)
     elif method == "annealed":
         result = annealed(evaluate, data, levels, samples, max(moves, 1), seed, weights=weights)
+    elif precision is None:
+        result = ladder(evaluate, data, levels, samples, moves, seed, weights, verbose)[0]
     else:
-        result = ladder(evaluate, data, levels, samples, moves, seed, weights)[0]
-    return checked([result], evaluate, data, seed)[0]
+        settings = samples, moves, seed, weights, verbose
+        result, reason = ladder_to(precision, evaluate, data, levels, *settings)
+    result = checked([result], evaluate, data, seed)[0]
+    if precision is not None and not 0.5 * (result.upper - result.lower) <= precision:
+        reason = reason or f"The checks have widened the interval of log Z: {result}."
+        warnings.warn(f"`precision` was not reached. {reason}", UserWarning, stacklevel=3)
+    return result

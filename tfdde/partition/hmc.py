@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +12,20 @@ Path = Callable[[tf.Tensor, Any], tf.Tensor]
 LEAPFROGS = 4  # steps of one Hamiltonian move
 ACCEPTANCE = 0.8  # the mean acceptance that the step size is adapted to
 CHUNK = 5_000  # rows whose gradients are computed at once; two such chunks run in parallel
+
+
+class State(NamedTuple):
+    """Rows on their way, in NumPy.
+
+    Attributes:
+        y: float32 (k, n).
+        value: of the path there, float64 (k,).
+        score: gradient of the path there, float32 (k, n).
+    """
+
+    y: np.ndarray
+    value: np.ndarray
+    score: np.ndarray
 
 
 class Moves:
@@ -55,18 +69,20 @@ class Moves:
         self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows after ``count`` moves at ``level``, and the path's values there."""
-        return self.with_middle(rows, level, scale, count, seed)[1]
+        return self.with_middle(rows, level, scale, count, seed)[1][:2]
 
     def with_middle(
         self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
-    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Return rows and the path's values there, after half of ``count`` moves and after all."""
+    ) -> tuple[State, State]:
+        """Return the rows after half of ``count`` moves and after all."""
         seeds = tf.constant([seed, 0], tf.int64)
         level = tf.nest.map_structure(_as_tensor, level)
         scale = tf.constant(scale, tf.float32)
-        middle, end = self._run(tf.constant(rows), level, scale, tf.constant(count), seeds)
-        (y_half, s_half), (y, s) = middle, end
-        return (y_half.numpy(), s_half.numpy().astype(float)), (y.numpy(), s.numpy().astype(float))
+        states = self._run(tf.constant(rows), level, scale, tf.constant(count), seeds)
+        middle, end = (
+            State(y.numpy(), s.numpy().astype(float), score.numpy()) for y, s, score in states
+        )
+        return middle, end
 
     def _at(self, y: tf.Tensor, level: Any) -> tuple[tf.Tensor, tf.Tensor]:
         def of_chunk(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -85,9 +101,9 @@ class Moves:
 
     def _moves(
         self, y: tf.Tensor, level: Any, scale: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
-    ) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
         s, score = self._value_and_score(y, level)
-        y_half, s_half = y, s
+        y_half, s_half, score_half = y, s, score
         step = 0.5 * scale
         for i in tf.range(count):
             seeds = tf.unstack(tf.random.split(seed + tf.cast([0, i], tf.int64), 2))
@@ -110,7 +126,8 @@ class Moves:
             step *= tf.exp(0.5 * (self._mean(accept) - ACCEPTANCE))
             first = i < count // 2
             y_half, s_half = tf.where(first, y, y_half), tf.where(first, s, s_half)
-        return (y_half, s_half), (y, s)
+            score_half = tf.where(first, score, score_half)
+        return (y_half, s_half, score_half), (y, s, score)
 
     def _of_rows(self, step: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """The step size of each row: one for all, or (rows, 1)."""

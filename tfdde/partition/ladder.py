@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from scipy.special import expit
 
 from tfdde.partition.evaluator import Evaluator, Gaussian, LogDensity, reference
 from tfdde.partition.far_field import DIMENSIONS
+from tfdde.partition.hmc import State
+from tfdde.partition.progress import cost, followed
 from tfdde.partition.result import LogPartition
 from tfdde.partition.rows import RowDraws
 from tfdde.utils.random import Purpose
@@ -85,20 +87,46 @@ def ladder_levels(minimum: float, maximum: float, dimensions: int) -> np.ndarray
     return np.geomspace(minimum, maximum, steps + 1)
 
 
-class Draw(NamedTuple):
-    """Samples at one noise level.
+class Samples(NamedTuple):
+    """What the error of log Z needs to know of samples at one noise level.
 
     Attributes:
         row: index of the data row that each sample started at, (samples,).
-        y: the samples, float32 (samples, n).
-        s: log-density there at this level, (samples,).
-        controls: control variates, (samples, 3).
+        controls: control variates, (samples, k).
     """
 
     row: np.ndarray
-    y: np.ndarray
-    s: np.ndarray
     controls: np.ndarray
+
+
+class Link(NamedTuple):
+    """What the bridge from a noise level to the next higher density is made of.
+
+    Attributes:
+        forward: log-ratio of the level to the higher density at samples of the level.
+        backward: the same at samples of the higher density.
+        lower, upper: the samples; ``upper`` is None for a normalised density.
+    """
+
+    forward: np.ndarray
+    backward: np.ndarray
+    lower: Samples
+    upper: Samples | None
+
+
+def pooled(links: Sequence[Link]) -> Link:
+    """Join the samples of several links between the same densities."""
+
+    def all_of(samples: Sequence[Samples]) -> Samples:
+        return Samples(*(np.concatenate(parts) for parts in zip(*samples, strict=True)))
+
+    uppers = [link.upper for link in links if link.upper is not None]
+    return Link(
+        np.concatenate([link.forward for link in links]),
+        np.concatenate([link.backward for link in links]),
+        all_of([link.lower for link in links]),
+        all_of(uppers) if uppers else None,
+    )
 
 
 def noise_controls(
@@ -119,6 +147,25 @@ def noise_controls(
     return np.stack(controls, axis=1)
 
 
+def score_controls(y: np.ndarray, score: np.ndarray, gaussian: Gaussian) -> np.ndarray:
+    """Functions of samples of e^s / Z whose mean is 0, shape (rows, 2), by Stein's identity.
+
+    The mean of div f + f . grad s is 0 for every f that does not grow too fast; here f is y - m
+    and P (y - m), with mean m and precision P of the data with noise. For a Gaussian, the
+    log-ratio of two near levels is linear in them, whatever moves the samples have made ("zero
+    variance" control variates: Assaraf & Caffarel 1999; Mira, Solgi & Imparato 2013).
+
+    Args:
+        y: samples, (rows, n).
+        score: gradient of s there, (rows, n).
+        gaussian: of the data with noise.
+    """
+    centred = y - gaussian.mean
+    scale = y.shape[1] / np.trace(gaussian.precision)  # so that both have one size
+    pulled = scale * centred @ gaussian.precision
+    return y.shape[1] + np.stack([(centred * score).sum(1), (pulled * score).sum(1)], axis=1)
+
+
 def without_controls(influence: np.ndarray, controls: np.ndarray) -> tuple[float, np.ndarray]:
     """Regress on the control variates: the correction to subtract, and the influence left."""
     slopes = np.linalg.lstsq(controls, influence, rcond=None)[0]
@@ -137,46 +184,32 @@ class Descent:
         self.value, self.effective_sample_size = 0.0, math.inf
         self.of_rows, self.of_top = np.zeros(rows), np.zeros(1)
 
-    def begin(self, at_upper: np.ndarray, at_top: np.ndarray, upper: Draw) -> None:
-        """Bridge the highest level to a normalised density.
-
-        Args:
-            at_upper, at_top: log-ratio of the two at ``upper`` and at samples of the latter.
-            upper: samples of the highest level.
-        """
-        of_upper, self.of_top = self._bridge(at_upper, at_top)
-        self._account(upper, of_upper)
-
-    def step(
-        self, upper: Draw, lower: Draw, upper_below: np.ndarray, lower_above: np.ndarray
-    ) -> None:
-        """Bridge a level to the one above.
-
-        Args:
-            upper, lower: samples of the two.
-            upper_below, lower_above: s of the samples at the level of the others.
-        """
-        of_lower, of_upper = self._bridge(lower.s - lower_above, upper_below - upper.s)
-        self._account(lower, of_lower)
-        self._account(upper, of_upper)
+    def add(self, link: Link) -> None:
+        """Bridge the next level to the density above it."""
+        value, of_lower, of_upper, size = bridge(link.forward, link.backward)
+        self.value += value
+        self.effective_sample_size = min(self.effective_sample_size, size)
+        self._account(link.lower, of_lower)
+        if link.upper is None:
+            self.of_top = of_upper
+        else:
+            self._account(link.upper, of_upper)
 
     def minus(self, other: Descent) -> tuple[float, float]:
         """The difference of two estimates from the same rows, and its standard error."""
         error = _norm(self.of_rows - other.of_rows, self.of_top - other.of_top)
         return self.value - other.value, error
 
+    @property
+    def standard_error(self) -> float:
+        return _norm(self.of_rows, self.of_top)
+
     def estimate(self, sigma: float, effective_share: float) -> LogPartition:
-        error = _norm(self.of_rows, self.of_top)
+        error = self.standard_error
         size = self.effective_sample_size * effective_share
         return LogPartition.around(self.value, error, size, "ladder", sigma)
 
-    def _bridge(self, forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        value, of_forward, of_backward, size = bridge(forward, backward)
-        self.value += value
-        self.effective_sample_size = min(self.effective_sample_size, size)
-        return of_forward, of_backward
-
-    def _account(self, samples: Draw, influence: np.ndarray) -> None:
+    def _account(self, samples: Samples, influence: np.ndarray) -> None:
         correction, rest = without_controls(influence, samples.controls)
         self.value -= correction
         np.add.at(self.of_rows, samples.row, rest)
@@ -206,6 +239,92 @@ def with_drift(estimate: LogPartition, drift: float, error: float) -> LogPartiti
     return estimate.widened(max(0.0, abs(drift) - error))
 
 
+def estimate_of(descents: Sequence[Descent], sigma: float, effective_share: float) -> LogPartition:
+    """The estimate at the level reached, of which a second descent is that of half the moves."""
+    estimate = descents[0].estimate(sigma, effective_share)
+    return with_drift(estimate, *descents[0].minus(descents[1])) if descents[1:] else estimate
+
+
+class Sampler:
+    """Draws the samples of a ladder, from the top downwards.
+
+    Args:
+        evaluate: s.
+        data: float32 rows, shape (rows, *shape).
+        sigmas: increasing noise levels.
+        weights: of the rows, positive float64 (rows,), or None.
+        by_score: whether the control variates are ``score_controls`` instead of those of the
+            noise, which the moves make useless.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluator,
+        data: np.ndarray,
+        sigmas: np.ndarray,
+        weights: np.ndarray | None = None,
+        by_score: bool = False,
+    ):
+        self._evaluate, self._by_score = evaluate, by_score
+        self._rows = data.reshape(len(data), -1)
+        self._sigmas, self._weights = sigmas, weights
+        self._at_top = reference(self._rows, sigmas[-1], weights)
+        self._draws = RowDraws(len(data), weights)
+        self.effective_share = self._draws.effective_share
+
+    def links(
+        self, samples: int, moves: int, rng: np.random.Generator
+    ) -> Iterator[tuple[Link, ...]]:
+        """Yield the link of each level to the density above it, from the highest level.
+
+        In more than three dimensions a second link is that of the samples after half of the moves.
+        """
+        top = self._at_top.sample(samples, rng)
+        above = self._sigmas[-1]
+        uppers = self._draw(above, samples, moves, rng)
+        at_top = self._evaluate(top, above) - self._at_top.log_density(top)
+        yield tuple(
+            Link(state.value - self._at_top.log_density(state.y), at_top, kept, None)
+            for kept, state in uppers
+        )
+        for sigma in self._sigmas[-2::-1]:
+            lowers = self._draw(sigma, samples, moves, rng)
+            links = []
+            for (upper, upper_state), (lower, state) in zip(uppers, lowers, strict=True):
+                backward = self._evaluate(upper_state.y, sigma) - upper_state.value
+                forward = state.value - self._evaluate(state.y, above)
+                links.append(Link(forward, backward, lower, upper))
+            yield tuple(links)
+            uppers, above = lowers, sigma
+
+    def _draw(
+        self, sigma: float, samples: int, moves: int, rng: np.random.Generator
+    ) -> tuple[tuple[Samples, State], ...]:
+        """Samples at a level, and also as they were after half of the moves if that is checked."""
+        rows, dimensions = self._rows, self._rows.shape[1]
+        index = self._draws.take(samples, rng)
+        noise = rng.standard_normal((samples, dimensions)).astype(np.float32)
+        blurred = Gaussian(rows, sigma, self._weights)
+        y = rows[index] + np.float32(sigma) * noise
+        if self._by_score:
+            states = self._moved(y, sigma, moves, rng)
+            return tuple(
+                (Samples(index, score_controls(state.y, state.score, blurred)), state)
+                for state in states
+            )
+        kept = Samples(index, noise_controls(rows[index] - blurred.mean, noise, blurred, sigma))
+        if not moves:
+            return ((kept, State(y, self._evaluate(y, sigma), np.empty(0))),)
+        return tuple((kept, state) for state in self._moved(y, sigma, moves, rng))
+
+    def _moved(
+        self, y: np.ndarray, sigma: float, moves: int, rng: np.random.Generator
+    ) -> tuple[State, ...]:
+        seed = int(rng.integers(2**31))
+        middle, end = self._evaluate.moves.with_middle(y, sigma, sigma, moves, seed)
+        return (end, middle) if moves and y.shape[1] > DIMENSIONS else (end,)
+
+
 def ladder(
     log_density: LogDensity | Evaluator,
     data: np.ndarray,
@@ -214,6 +333,8 @@ def ladder(
     moves: int = 0,
     seed: int = 0,
     weights: np.ndarray | None = None,
+    verbose: int = 0,
+    by_score: bool = False,
 ) -> list[LogPartition]:
     """Estimate log Z at every noise level, by bridge sampling from level to level.
 
@@ -246,53 +367,24 @@ def ladder(
         seed: of the noise.
         weights: of the rows, positive float64 (rows,), by default equal: samples start at rows
             in proportion to them.
+        verbose: 1 or 2 says what the estimate costs and shows how far it is, as in Keras.
+        by_score: whether the control variates are ``score_controls``, as ``to_precision`` has
+            them: the moved samples then have a much smaller error.
 
     Returns:
         An estimate for each of ``sigmas``.
     """
     sigmas = np.asarray(sigmas, float)
     rng = np.random.default_rng([seed, Purpose.PARTITION])
-    rows = data.reshape(len(data), -1)
     evaluate = Evaluator.of(log_density, data.shape[1:])
-    dimensions = rows.shape[1]
-    at_top = reference(rows, sigmas[-1], weights)
-    top = at_top.sample(samples, rng)
-    draws = RowDraws(len(rows), weights)
-
-    def draw(level: int) -> tuple[Draw, ...]:
-        """Samples at a level, and also as they were after half of the moves if that is checked."""
-        sigma = sigmas[level]
-        index = draws.take(samples, rng)
-        noise = rng.standard_normal((samples, dimensions)).astype(np.float32)
-        blurred = Gaussian(rows, sigma, weights)
-        controls = noise_controls(rows[index] - blurred.mean, noise, blurred, sigma)
-        y = rows[index] + np.float32(sigma) * noise
-        if not moves:
-            return (Draw(index, y, evaluate(y, sigma), controls),)
-        middle, end = evaluate.moves.with_middle(y, sigma, sigma, moves, int(rng.integers(2**31)))
-        after = Draw(index, *end, controls)
-        return (after, Draw(index, *middle, controls)) if dimensions > DIMENSIONS else (after,)
-
-    last = len(sigmas) - 1
-    uppers = draw(last)
-    descents = tuple(Descent(len(rows)) for _ in uppers)
-    at_samples_of_top = evaluate(top, sigmas[last]) - at_top.log_density(top)
-    for descent, upper in zip(descents, uppers, strict=True):
-        descent.begin(upper.s - at_top.log_density(upper.y), at_samples_of_top, upper)
-    estimates = []
-    for k in range(last, -1, -1):
-        estimate = descents[0].estimate(sigmas[k], draws.effective_share)
-        if len(descents) > 1:
-            estimate = with_drift(estimate, *descents[0].minus(descents[1]))
-        estimates.append(estimate)
-        if k == 0:
-            break
-        lowers = draw(k - 1)
-        for descent, upper, lower in zip(descents, uppers, lowers, strict=True):
-            upper_below, lower_above = (
-                evaluate(upper.y, sigmas[k - 1]),
-                evaluate(lower.y, sigmas[k]),
-            )
-            descent.step(upper, lower, upper_below, lower_above)
-        uppers = lowers
+    sampler = Sampler(evaluate, data, sigmas, weights, by_score)
+    steps = sampler.links(samples, moves, rng)
+    steps = followed(steps, len(sigmas), cost(len(sigmas), samples, moves), verbose)
+    estimates: list[LogPartition] = []
+    descents: tuple[Descent, ...] = (Descent(len(data)), Descent(len(data)))
+    for sigma, links in zip(sigmas[::-1], steps, strict=True):
+        descents = descents[: len(links)]
+        for descent, link in zip(descents, links, strict=True):
+            descent.add(link)
+        estimates.append(estimate_of(descents, sigma, sampler.effective_share))
     return estimates[::-1]
