@@ -105,13 +105,13 @@ class Link(NamedTuple):
     Attributes:
         forward: log-ratio of the level to the higher density at samples of the level.
         backward: the same at samples of the higher density.
-        lower, upper: the samples; ``upper`` is None for a normalised density.
+        low, high: the samples; ``high`` is None for a normalised density.
     """
 
     forward: np.ndarray
     backward: np.ndarray
-    lower: Samples
-    upper: Samples | None
+    low: Samples
+    high: Samples | None
 
 
 def pooled(links: Sequence[Link]) -> Link:
@@ -120,11 +120,11 @@ def pooled(links: Sequence[Link]) -> Link:
     def all_of(samples: Sequence[Samples]) -> Samples:
         return Samples(*(np.concatenate(parts) for parts in zip(*samples, strict=True)))
 
-    uppers = [link.upper for link in links if link.upper is not None]
+    uppers = [link.high for link in links if link.high is not None]
     return Link(
         np.concatenate([link.forward for link in links]),
         np.concatenate([link.backward for link in links]),
-        all_of([link.lower for link in links]),
+        all_of([link.low for link in links]),
         all_of(uppers) if uppers else None,
     )
 
@@ -189,11 +189,11 @@ class Descent:
         value, of_lower, of_upper, size = bridge(link.forward, link.backward)
         self.value += value
         self.effective_sample_size = min(self.effective_sample_size, size)
-        self._account(link.lower, of_lower)
-        if link.upper is None:
+        self._account(link.low, of_lower)
+        if link.high is None:
             self.of_top = of_upper
         else:
-            self._account(link.upper, of_upper)
+            self._account(link.high, of_upper)
 
     def minus(self, other: Descent) -> tuple[float, float]:
         """The difference of two estimates from the same rows, and its standard error."""

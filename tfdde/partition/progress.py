@@ -10,7 +10,7 @@ import keras
 
 from tfdde.partition.hmc import LEAPFROGS
 
-Step = TypeVar("Step")
+_Step = TypeVar("_Step")
 
 
 def cost(levels: int, samples: int, moves: int) -> str:
@@ -24,7 +24,9 @@ def cost(levels: int, samples: int, moves: int) -> str:
     return f"{levels} noise levels, {samples:,} samples at each, {work}"
 
 
-def followed(steps: Iterable[Step], count: int, announcement: str, verbose: int) -> Iterator[Step]:
+def followed(
+    steps: Iterable[_Step], count: int, announcement: str, verbose: int
+) -> Iterator[_Step]:
     """Yield steps; tell what they cost once the second has shown how long they take.
 
     The first may take longer, because TensorFlow traces what it computes.
