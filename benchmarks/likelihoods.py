@@ -2,15 +2,23 @@
 
     python benchmarks/likelihoods.py synthetic --seconds 60
     python benchmarks/likelihoods.py real --seconds 60 --only wine-0 mnist-43 --methods tfdde maf
+    python benchmarks/likelihoods.py tune --seconds 60 600 --seeds 100 101
+    python benchmarks/likelihoods.py report --seconds 60 600 --seeds 0 1 2 3 4
     python benchmarks/likelihoods.py table
 
 Synthetic: the target is the density blurred by N(0, 0.1**2 I), which is known exactly, so that each
 row has its gap to the truth, KL(truth || estimate).  Real: clean held-out rows.  Each method runs
 in a process of its own.  Each pair of data set and method adds a row to results/likelihoods.json as
 soon as it is measured, and a run with the same budget skips rows that are there.
+
+``tune`` and ``report`` repeat the synthetic sets with several seeds of family, rows and fits, with
+the time for log Z inside the budget (results/likelihood_seeds.json).  ``tune`` measures all four
+settings of each flow, on seeds of 100 and more; ``report`` takes the best of each data set and
+budget there, on seeds below 100.  The methods take turns, and rows that are there are skipped.
 """
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -53,7 +61,7 @@ def load_real(name, data_dir):
     return table.x_train, table.x_validation, table.x_test
 
 
-def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, seed=0):
+def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, seed=0, **options):
     """Fit a method in a fresh process and evaluate it at the rows ``y``.
 
     Standard errors are those of the mean over rows and, if log Z was estimated, of log Z, in
@@ -65,6 +73,7 @@ def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, s
         y: test rows: noisy ones with a ``sigma``, clean ones otherwise.
         seconds, sigma, seed: as in ``peers``.
         truth: exact log-density at ``y``, shape (len(y),).
+        options: of the method.
 
     Returns:
         A dict of numbers for the results, in nats per row.
@@ -73,7 +82,7 @@ def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, s
 
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        arguments = (method, x_train, x_validation, y, seconds, sigma, seed)
+        arguments = (method, x_train, x_validation, y, seconds, sigma, seed, options)
         log_q, facts = process.submit(peers.fit_and_evaluate, *arguments).result()
     log_z_error = facts.get("log_z_standard_error", 0.0)
 
@@ -86,10 +95,10 @@ def measure(method, x_train, x_validation, y, seconds, sigma=None, truth=None, s
     return row | {"rows": [len(x_train), len(x_validation), len(y)], "sigma": sigma, "facts": facts}
 
 
-def read_rows():
+def read_rows(file="likelihoods"):
     import record
 
-    path = record.RESULTS / "likelihoods.json"
+    path = record.RESULTS / f"{file}.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
@@ -119,6 +128,96 @@ def run(what, names, methods, seconds, data_dir, again, seed):
         for method in todo:
             row = measure(method, x_train, x_validation, y, seconds, sigma, truth, seed)
             record.add("likelihoods", {"name": f"{title}, {method}", **row})
+
+
+SEEDS = "likelihood_seeds"  # the results of ``tune`` and ``report``
+FIRST_TUNING_SEED = 100
+OPTIONS = {"tfdde": {"log_z_inside": True}}
+
+
+def best_setting(rows, name, method, seconds):
+    """The flow's setting with the least mean gap over the tuning seeds, 0 for other methods.
+
+    Raises:
+        ValueError: a setting has not been measured on each tuning seed, or there is none.
+    """
+    if method not in peers.SETTINGS:
+        return 0
+    gaps = {}
+    for row in rows:
+        here = (row["data"], row["method"], row["budget_seconds"]) == (name, method, seconds)
+        if here and row["seed"] >= FIRST_TUNING_SEED:
+            gaps.setdefault(row["setting"], {})[row["seed"]] = row["gap"]
+    count = len(peers.SETTINGS[method])
+    if len(gaps) < count or len({frozenset(by_seed) for by_seed in gaps.values()}) > 1:
+        raise ValueError(
+            f"`report` needs all {count} settings of {method} on {name} in {seconds:g} s, on the "
+            f"same seeds: run `tune` first. There are {len(gaps)} settings."
+        )
+    return min(gaps, key=lambda setting: np.mean(list(gaps[setting].values())))
+
+
+def run_seeds(what, names, methods, budgets, seeds):
+    """Measure each method on each set, seed and budget; in turns, and what is there is skipped."""
+    import record
+
+    have = {row["name"] for row in read_rows(SEEDS)}
+    for turn, seed in enumerate(seeds):
+        for seconds, name in itertools.product(budgets, names):
+            first = turn % len(methods)
+            todo = []
+            for method in methods[first:] + methods[:first]:
+                settings = range(len(peers.SETTINGS.get(method, [0])))
+                if what == "report":
+                    settings = [best_setting(read_rows(SEEDS), name, method, seconds)]
+                for setting in settings:
+                    title = f"{name}, {method}, {seconds:g} s, seed {seed}, setting {setting}"
+                    if title not in have:
+                        todo.append((title, method, setting))
+            if not todo:
+                continue
+            x_train, x_validation, y, sigma, truth = rows_of("synthetic", name, None, seed)
+            for title, method, setting in todo:
+                options = dict(OPTIONS.get(method, {}))
+                if method in peers.SETTINGS:
+                    options["setting"] = setting
+                data = x_train, x_validation, y, seconds, sigma, truth, seed
+                row = measure(method, *data, **options)
+                about = {"data": name, "method": method, "seed": seed, "setting": setting}
+                record.add(SEEDS, {"name": title, **about, **row})
+
+
+def mean_and_spread(values):
+    """The mean of some seeds' values with its standard error, in words; of one the value alone."""
+    if len(values) == 1:
+        return f"{values[0]:.3f} (1 seed)"
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return f"{np.mean(values):.3f} ± {error:.3f} ({len(values)} seeds)"
+
+
+def seeds_table(rows):
+    """Markdown: gaps of ``report``, and those of tfdde less the others' on the same seeds."""
+    gaps = {}
+    for row in rows:
+        if row["seed"] < FIRST_TUNING_SEED:
+            place = gaps.setdefault((row["data"], row["budget_seconds"]), {})
+            place.setdefault(row["method"], {})[row["seed"]] = row["gap"]
+    methods = list(peers.METHODS)
+    lines = ["| data | seconds | gap to truth | " + " | ".join(methods) + " |"]
+    lines += ["|---" * (len(methods) + 3) + "|"]
+    for (name, seconds), by_method in gaps.items():
+        means, differences = [], []
+        ours = by_method.get("tfdde", {})
+        for method in methods:
+            theirs = by_method.get(method, {})
+            both = sorted(ours.keys() & theirs.keys()) if method != "tfdde" else []
+            means.append(mean_and_spread(list(theirs.values())) if theirs else "")
+            less = [ours[seed] - theirs[seed] for seed in both]
+            differences.append(mean_and_spread(less) if less else "")
+        start = f"| {name} | {seconds:g} | "
+        lines.append(start + "mean | " + " | ".join(means) + " |")
+        lines.append(start + "tfdde less it, paired | " + " | ".join(differences) + " |")
+    return "\n".join(lines)
 
 
 def table(rows):
@@ -153,24 +252,37 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("synthetic", "real", "table"))
-    parser.add_argument("--seconds", type=float, default=60.0, help="budget of each fit")
+    parser.add_argument("what", choices=("synthetic", "real", "tune", "report", "table"))
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60.0], help="of each fit")
     parser.add_argument("--only", nargs="+", choices=SYNTHETIC + REAL, metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=peers.METHODS, default=[*peers.METHODS])
     parser.add_argument("--data-dir", help="folder with the IDX files of MNIST")
     parser.add_argument("--seed", type=int, default=0, help="of synthetic families, rows and fits")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of tune (>= 100) and report (< 100)")
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
     args = parser.parse_args()
     if args.what == "table":
-        print(table(read_rows()))
+        print(table(read_rows()) + "\n\n" + seeds_table(read_rows(SEEDS)))
         return 0
-    names = SYNTHETIC if args.what == "synthetic" else REAL
+    names = REAL if args.what == "real" else SYNTHETIC
     if wrong := [name for name in args.only or [] if name not in names]:
         parser.error(f"--only must name {args.what} sets ({', '.join(names)}), got {wrong[0]}")
     if args.seed and args.what == "real":
         parser.error("--seed is for synthetic sets")
     names = args.only or names
-    run(args.what, names, args.methods, args.seconds, args.data_dir, args.again, args.seed)
+    if args.what in ("tune", "report"):
+        tuning = args.what == "tune"
+        seeds = args.seeds or ([100, 101] if tuning else [0, 1, 2, 3, 4])
+        if wrong := [seed for seed in seeds if (seed >= FIRST_TUNING_SEED) != tuning]:
+            limit = f"{'>=' if tuning else '<'} {FIRST_TUNING_SEED}"
+            parser.error(f"--seeds of {args.what} must be {limit}, got {wrong[0]}")
+        if args.seed or args.again:
+            parser.error(f"--seed and --again are not for {args.what}, which takes --seeds")
+        run_seeds(args.what, names, args.methods, args.seconds, seeds)
+        return 0
+    if len(args.seconds) > 1 or args.seeds:
+        parser.error(f"several --seconds and --seeds are for tune and report, not {args.what}")
+    run(args.what, names, args.methods, args.seconds[0], args.data_dir, args.again, args.seed)
     return 0
 
 

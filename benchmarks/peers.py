@@ -237,30 +237,39 @@ def _flow(build, learning_rate, data, seconds, sigma, seed):
     return log_density, facts
 
 
-def spline_flow(x_train, x_validation, seconds, sigma, seed):
-    """Autoregressive neural spline flow (Durkan et al. 2019), from zuko: 4 transforms, 8 bins."""
+# Of the flows: transforms, units of both hidden layers, learning rate.  The first is the default.
+SETTINGS = {
+    "spline_flow": [(4, 128, 2e-3), (4, 128, 5e-4), (2, 256, 2e-3), (6, 64, 2e-3)],
+    "maf": [(5, 256, 1e-3), (5, 256, 3e-3), (10, 128, 1e-3), (5, 512, 1e-3)],
+}
+
+
+def spline_flow(x_train, x_validation, seconds, sigma, seed, setting=0):
+    """Autoregressive neural spline flow (Durkan et al. 2019), from zuko: 8 bins."""
     import zuko
 
     n = x_train.shape[1]
+    transforms, units, rate = SETTINGS["spline_flow"][setting]
 
     def build(width):
-        width = width or 128
-        return zuko.flows.NSF(n, transforms=4, bins=8, hidden_features=(width, width))
+        width = width or units
+        return zuko.flows.NSF(n, transforms=transforms, bins=8, hidden_features=(width, width))
 
-    return _flow(build, 2e-3, (x_train, x_validation), seconds, sigma, seed)
+    return _flow(build, rate, (x_train, x_validation), seconds, sigma, seed)
 
 
-def maf(x_train, x_validation, seconds, sigma, seed):
-    """Masked autoregressive flow (Papamakarios et al. 2017), from zuko: 5 transforms."""
+def maf(x_train, x_validation, seconds, sigma, seed, setting=0):
+    """Masked autoregressive flow (Papamakarios et al. 2017), from zuko."""
     import zuko
 
     n = x_train.shape[1]
+    transforms, units, rate = SETTINGS["maf"][setting]
 
     def build(width):
-        width = width or 256
-        return zuko.flows.MAF(n, transforms=5, hidden_features=(width, width))
+        width = width or units
+        return zuko.flows.MAF(n, transforms=transforms, hidden_features=(width, width))
 
-    return _flow(build, 1e-3, (x_train, x_validation), seconds, sigma, seed)
+    return _flow(build, rate, (x_train, x_validation), seconds, sigma, seed)
 
 
 def train_density(dde, rows, clock, seed, rate=2e-3, held_out=None):
@@ -305,11 +314,26 @@ def train_density(dde, rows, clock, seed, rate=2e-3, held_out=None):
     return steps
 
 
-def denoising(x_train, x_validation, seconds, sigma, seed):
+def _ladder_seconds(evaluator, starts, levels, samples):
+    """What the ladder will take, by its third level; the first two trace what it needs."""
+    from tfdde.partition.ladder import Sampler
+
+    sampler = Sampler(evaluator, starts, levels, by_score=True)
+    links = sampler.links(samples, MOVES, np.random.default_rng(0))
+    next(links), next(links)
+    start = time.perf_counter()
+    next(links)
+    return (time.perf_counter() - start) * len(levels)
+
+
+def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False):
     """tfdde's DDE of all noise levels, normalised by the ladder.
 
-    The budget is for training; the ladder takes ``log_z_seconds`` more.  With sigma None, rows
-    are standardised, and the normalised likelihood of the validation rows chooses the level.
+    The budget is for training; the ladder takes ``log_z_seconds`` more.  With ``log_z_inside``
+    the ladder has 1,000 samples, or 4,000 in budgets of 300 s or more, with control variates from
+    the score; three of its levels are timed before the training, which ends so much earlier.
+    With sigma None, rows are standardised, and the normalised likelihood of the validation rows
+    chooses the level.
     """
     import keras
 
@@ -327,14 +351,27 @@ def denoising(x_train, x_validation, seconds, sigma, seed):
     small = len(rows) < 5_000
     width = 64 if small else 256
     dde = tfdde.recipes.table_density(rows, noise, width, 3, seed=seed)
-    steps = train_density(dde, rows, clock, seed, held_out=held_out if small else None)
-    facts = {"steps": steps, "parameters": dde.network.count_params()}
-    start = clock.elapsed
     # Held-out rows first. A few dozen are too few for log Z, and so are 5,000 for small gaps.
     samples = 20_000 if n <= 10 else 5_000
     starts = np.concatenate([held_out, rows])[:samples]
     levels = ladder.ladder_levels(noise.minimum, noise.maximum, n)
-    partitions = ladder.ladder(dde.at, starts, levels, samples=samples, moves=MOVES, seed=seed)
+    training = clock
+    if log_z_inside:
+        samples = 1_000 if seconds < 300 else 4_000
+        reserve = _ladder_seconds(dde.evaluator, starts, levels, samples)
+        training = Clock(max(seconds - clock.elapsed - reserve, 0.1 * seconds))
+    steps = train_density(dde, rows, training, seed, held_out=held_out if small else None)
+    facts = {"steps": steps, "parameters": dde.network.count_params()}
+    start = clock.elapsed
+    partitions = ladder.ladder(
+        dde.evaluator if log_z_inside else dde.at,
+        starts,
+        levels,
+        samples=samples,
+        moves=MOVES,
+        seed=seed,
+        by_score=log_z_inside,
+    )
 
     def at_level(x, log_z):
         s = dde.log_density(x, log_z.sigma, normalized=False).numpy()
@@ -364,7 +401,7 @@ METHODS = {
 }
 
 
-def fit_and_evaluate(method, x_train, x_validation, y, seconds, sigma, seed):
+def fit_and_evaluate(method, x_train, x_validation, y, seconds, sigma, seed, options):
     """Fit a method by name; return its log-density at the rows ``y``, and the facts."""
-    log_density, facts = METHODS[method](x_train, x_validation, seconds, sigma, seed)
+    log_density, facts = METHODS[method](x_train, x_validation, seconds, sigma, seed, **options)
     return log_density(y), facts

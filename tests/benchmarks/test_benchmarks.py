@@ -217,6 +217,80 @@ def test_tables():
     assert "| tfdde, here |  | 8.00 ± 0.12 |  |  |" in table1.markdown([row])
 
 
+def seeds_row(data, method, seed, gap, setting=0, seconds=60.0):
+    row = {"data": data, "method": method, "seed": seed, "gap": gap, "setting": setting}
+    return row | {"budget_seconds": seconds}
+
+
+def test_the_best_setting_is_that_of_the_tuning_seeds():
+    gaps = {0: (0.3, 0.5), 1: (0.2, 0.4), 2: (0.1, 0.9), 3: (0.4, 0.4)}
+    rows = [
+        seeds_row("tails-8", "maf", seed, gap, setting)
+        for setting, pair in gaps.items()
+        for seed, gap in zip((100, 101), pair, strict=True)
+    ]
+    others = [
+        seeds_row("tails-8", "maf", 0, -9.0, 3),  # a reporting seed
+        seeds_row("chain-8", "maf", 100, -9.0, 3),
+        seeds_row("tails-8", "maf", 100, -9.0, 3, seconds=600.0),
+    ]
+    assert likelihoods.best_setting(rows + others, "tails-8", "maf", 60.0) == 1
+    assert likelihoods.best_setting([], "tails-8", "kde", 60.0) == 0
+    for some in (rows[:-1], rows[:-2], []):
+        with pytest.raises(ValueError, match="`report` needs all 4 settings of maf on tails-8"):
+            likelihoods.best_setting(some, "tails-8", "maf", 60.0)
+
+
+def test_table_of_seeds_pairs_them():
+    ours, theirs = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.5, 1: 2.5, 2: 3.5, 3: 100.0}
+    rows = [seeds_row("chain-8", "tfdde", *pair) for pair in ours.items()]
+    rows += [seeds_row("chain-8", "maf", *pair) for pair in theirs.items()]
+    rows += [seeds_row("chain-8", "maf", 100, 7.0), seeds_row("chain-8", "kde", 0, 0.25)]
+    text = likelihoods.seeds_table(rows)
+    assert "| chain-8 | 60 | mean | 2.000 ± 0.577 (3 seeds) | 0.250 (1 seed) |" in text
+    paired = "| chain-8 | 60 | tfdde less it, paired |  | 0.750 (1 seed) |  |  | -0.500 ± 0.000"
+    assert paired in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["tune", "--seeds", "5"], "--seeds of tune must be >= 100, got 5"),
+        (["report", "--seeds", "0", "100"], "--seeds of report must be < 100, got 100"),
+        (["synthetic", "--seconds", "60", "600"], "several --seconds and --seeds are for tune"),
+    ],
+)
+def test_protocol_keeps_its_seeds_apart(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("sys.argv", ["likelihoods.py", *arguments])
+    with pytest.raises(SystemExit):
+        likelihoods.main()
+    assert message in capsys.readouterr().err
+
+
+def test_protocol_takes_turns_and_skips_what_is_there(monkeypatch):
+    rows, order = [], []
+
+    def measure(method, *data, **options):
+        order.append((method, data[-1], options))
+        return {"gap": 0.1 * options.get("setting", 0), "budget_seconds": 1.0}
+
+    monkeypatch.setattr(likelihoods, "rows_of", lambda *a: (None,) * 5)
+    monkeypatch.setattr(likelihoods, "measure", measure)
+    monkeypatch.setattr(likelihoods, "read_rows", lambda file: rows)
+    monkeypatch.setattr("record.add", lambda file, row: rows.append(row))
+    likelihoods.run_seeds("tune", ["chain-8"], ["maf"], [1.0], [100])
+    assert [options["setting"] for _, _, options in order] == [0, 1, 2, 3]
+    order.clear()
+    methods = ["tfdde", "maf", "kde"]
+    likelihoods.run_seeds("report", ["chain-8"], methods, [1.0], [0, 1])
+    assert [method for method, _, _ in order] == [*methods, "maf", "kde", "tfdde"]
+    assert {str(o) for m, _, o in order if m == "tfdde"} == {"{'log_z_inside': True}"}
+    assert {str(o) for m, _, o in order if m == "maf"} == {"{'setting': 0}"}
+    order.clear()
+    likelihoods.run_seeds("report", ["chain-8"], methods, [1.0], [0, 1, 2])
+    assert [seed for _, seed, _ in order] == [2, 2, 2]
+
+
 def test_latencies(monkeypatch):
     even = serving.summary(np.full(500, 2e-3), batch=64)
     assert even == {"batch": 64, "rows_per_second": 32_000, "interval": [32_000, 32_000]} | {
