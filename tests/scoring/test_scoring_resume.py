@@ -40,7 +40,9 @@ def interrupted(monkeypatch, step):
 def watched(monkeypatch):
     """A list that gets the rows that are scored from here on."""
     score, rows = scoring.Scorer.score, []
-    monkeypatch.setattr(scoring.Scorer, "score", lambda s, b: rows.extend(b.rows) or score(s, b))
+    monkeypatch.setattr(
+        scoring.Scorer, "score", lambda s, b, *more: rows.extend(b.rows) or score(s, b, *more)
+    )
     return rows
 
 
