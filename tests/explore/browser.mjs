@@ -90,6 +90,7 @@ async function visit(width) {
       const first = await page.textContent("#highest tr:nth-child(2) button");
       await page.waitForFunction((line) => document.querySelector("#explained").textContent === `Line ${line}`, first);
       out.explanation = await explanation();
+      out.change = await page.textContent("#change");
       const fourth = page.locator("#highest tr:nth-child(5) button");
       await fourth.click();
       const line = await fourth.textContent();

@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from scipy import stats
 
 import tfdde
 from tfdde import anomalies, networks
@@ -169,6 +170,7 @@ def check_page(page, rows, width, got):
         assert got["bad"] == ["line 2: 2 cells, not 4", *expected]
         assert got["rows"] == 11
         strangest = np.argsort(-scores)
+        assert "rows and of 40 held-out rows" in got["change"]
         for place, explanation in ((0, got["explanation"]), (3, got["chosen"])):
             row = rows[strangest[place]]
             np.testing.assert_allclose(explanation["row"], row, rtol=1e-6)
@@ -225,6 +227,52 @@ def explained_in_node(rows, normal, precision, place):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def changes_in_node(pairs):
+    """`kolmogorovSmirnov` and `change` of change.js for pairs of samples."""
+    if not NODE:
+        pytest.skip("needs node")
+    text = (Path(page_module.__file__).parent / "static/change.js").read_text()
+    program = """
+        const { kolmogorovSmirnov, change } = await import("data:text/javascript," +
+            encodeURIComponent(process.argv[1]));
+        const text = (await import("node:fs")).readFileSync(0, "utf8");
+        console.log(JSON.stringify(JSON.parse(text).map(([a, b]) => [
+            kolmogorovSmirnov(a, b), change(a, { held_out_log_density: b }), change(a, null)])));
+    """
+    command = [NODE, "--input-type=module", "-e", program, text]
+    given = json.dumps([[a.tolist(), b.tolist()] for a, b in pairs])
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_change_is_the_test_of_scipy_and_its_p_values_are_uniform():
+    rng = np.random.default_rng(0)
+    sizes = [(40, 60), (200, 41), (1_000, 300)]
+    same = [(rng.normal(size=n), rng.normal(size=m)) for n, m in sizes for _ in range(100)]
+    other = [(a, b + 0.4) for a, b in same]
+    tied = [(a.round(1), b.round(1)) for a, b in same[:20]]
+    got = changes_in_node([*same, *other, *tied])
+    for (a, b), (found, text, nothing) in zip([*same, *other, *tied], got, strict=True):
+        expected = stats.ks_2samp(a, b, method="exact")
+        assert found["distance"] == pytest.approx(expected.statistic, abs=1e-12)
+        if found["p"] > 1e-6:
+            assert found["p"] == pytest.approx(expected.pvalue, abs=0.06, rel=0.3)
+        word = "The table has changed: p" if found["p"] < 0.01 else "No change is seen: p = "
+        assert text.startswith(word) and f"of {len(a)} rows and of {len(b)} held-out rows" in text
+        assert nothing == ""
+    p_values = np.array([found["p"] for found, _, _ in got[: len(same)]])
+    for rate in (0.01, 0.05, 0.1, 0.5):
+        alarms = int((p_values < rate).sum())
+        assert stats.binomtest(alarms, len(same), rate).pvalue > 0.001
+    assert np.mean([found["p"] < 0.01 for found, _, _ in got[len(same) + 200 : -20]]) > 0.95
+
+
+def test_too_few_rows_tell_no_change():
+    ((_, text, _),) = changes_in_node([(np.arange(5.0), np.arange(300.0))])
+    assert text == "5 rows are too few to tell whether the table has changed."
 
 
 def test_rows_are_explained_as_by_python():

@@ -19,7 +19,7 @@ LITERT, PAPAPARSE = "2.5.3", "5.7.1"  # the tested versions of @litertjs/core an
 BATCH, IMAGES = 256, 1
 PAGE = (
     *("index.html", "style.css", "explore.js", "model.js"),
-    *("plane.js", "images.js", "table.js", "explanation.js"),
+    *("plane.js", "images.js", "table.js", "explanation.js", "change.js"),
 )
 LITERT_PACKAGES = ("core", "wasm-utils")
 PAPAPARSE_FILES = ("papaparse.min.js", "LICENSE")

@@ -63,13 +63,14 @@ export function parse(text, width, columns) {
 export async function show(model, view, say) {
   view.innerHTML = `<div class="drop"><label>A CSV of ${model.width} columns:
     <input id="file" type="file" accept=".csv,text/csv"></label> or drop it here.</div>
-    <p id="summary" aria-live="polite"></p>
+    <p id="summary" aria-live="polite"></p><p id="change"></p>
     <canvas id="histogram" width="640" height="200" role="img" aria-label="Histogram of anomaly scores"></canvas>
     <div class="scroll"><table id="highest"></table></div><h2 id="explained"></h2>
     <div class="scroll" id="explanation"></div><ul id="bad"></ul>`;
   const find = (id) => view.querySelector(`#${id}`);
   // Only when it is needed: the tests run this file alone.
   const { showExplanation } = await import("./explanation.js");
+  const { change } = await import("./change.js");
   let asked = 0;
   async function choose(line, row, score) {
     const mine = ++asked;
@@ -79,7 +80,7 @@ export async function show(model, view, say) {
   async function read(file) {
     if (!file) return;
     asked++; // what is said of a line of an earlier file is not true of this one
-    find("explained").textContent = "";
+    for (const id of ["explained", "change"]) find(id).textContent = "";
     find("explanation").replaceChildren();
     const { rows, lines, bad } = parse(await file.text(), model.width, model.facts.columns);
     const entries = bad.slice(0, 20).map((text) => {
@@ -96,6 +97,7 @@ export async function show(model, view, say) {
       `anomaly scores ${low.toPrecision(5)} to ${high.toPrecision(5)}` +
       `${model.facts.normalized ? "" : " (unnormalised)"}`;
     find("summary").dataset.sum = sum;
+    find("change").textContent = change(scores.map((s) => -s), model.facts.normal);
     const bins = new Array(40).fill(0);
     for (const s of scores) bins[Math.min(39, Math.floor(40 * (s - low) / (high - low || 1)))]++;
     const most = Math.max(...bins), context = find("histogram").getContext("2d");
