@@ -26,7 +26,7 @@ class Column:
         step: of the grid that the values lie on, as 1 for integers; None if they lie on none.
         tail_mean, tail_deviation: of a column with heavy tails: mean and standard deviation of
             asinh((x - location) / scale), by which that is standardised again. None for others.
-        low, high: the least and the largest of values on a grid; None if they lie on none.
+        least, largest: of the values, if they lie on a grid; else None.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Column:
     step: float | None = None
     tail_mean: float | None = None
     tail_deviation: float | None = None
-    low: float | None = None
-    high: float | None = None
+    least: float | None = None
+    largest: float | None = None
 
 
 def learn_column(
@@ -88,7 +88,7 @@ def learn_column(
         mean, deviation = median, inner
         notices.append(far_notice(name))
     step = grid_step(values, deviation * size)
-    ends = {} if step is None else {"low": low, "high": high}
+    ends = {} if step is None else {"least": low, "largest": high}
     column = Column(name, mean * size, deviation * size, median * size, step, **ends)
     if not SIZES[0] < column.scale < SIZES[1] or not rounding(column, np.float64) < 1e-3:
         raise ValueError(

@@ -210,15 +210,15 @@ class Schema(keras.layers.Layer):
         for values, column in zip(x.T, self.columns, strict=True):
             if column.step is None:
                 continue
-            if column.low is None or column.high is None:
+            if column.least is None or column.largest is None:
                 raise ValueError(
                     f"Column {column.name!r} lies on a grid, but its range is not known: the "
                     "schema is of an early version. Learn it, and the density, anew."
                 )
-            span = column.high - column.low
+            span = column.largest - column.least
             cells = round(span / column.step)
-            places = np.rint((values - column.low) / span * cells)
-            values[:] = column.low + np.clip(places, 0, cells) * (span / cells)
+            places = np.rint((values - column.least) / span * cells)
+            values[:] = column.least + np.clip(places, 0, cells) * (span / cells)
         return x
 
     @property
