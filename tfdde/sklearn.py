@@ -40,6 +40,7 @@ except ImportError as error:
 HELD_BACK = 0.1  # share of the rows that training does not see, for log Z
 ENOUGH = 1_000  # rows from which on a share is held back
 STARTS = 10_000  # training rows at which samples start
+ALIKE = 64  # rows: batches of a multiple of it have no last rows that are rounded otherwise
 
 
 class DDEstimator(DensityMixin, BaseEstimator):
@@ -250,7 +251,11 @@ class DDEstimator(DensityMixin, BaseEstimator):
                 "`steps`, more `partition_samples` or a larger `sigma`; values up to a constant "
                 "are dde_.log_density(schema_.rows(X), normalized=False)."
             )
-        return self.dde_.log_density(rows, normalized=True).numpy()
+        # Matrix products round the last rows of a batch otherwise than the rest: a row's value
+        # would depend on its place among the others.
+        more = np.repeat(rows[-1:], -len(rows) % ALIKE, axis=0)
+        values = self.dde_.log_density(np.concatenate([rows, more]), normalized=True)
+        return values.numpy()[: len(rows)]
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Return the total log-likelihood of the rows, as ``KernelDensity.score`` does.
