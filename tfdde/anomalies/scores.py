@@ -142,11 +142,12 @@ class AnomalyScores:
         rows = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
         self.dde, self._standardised = dde, standardised
         inside = self._inside(rows)
-        self._mean, self._deviation = 0.0, 1.0
+        self._mean, self._deviation = np.zeros(1), np.ones(1)
         if isinstance(dde.normalization, Schema):
             raw = dde.normalization.outside(inside)
-            self._mean, self._deviation = raw.mean(axis=0), raw.std(axis=0)
-            self._deviation[self._deviation == 0.0] = 1.0  # of a rare value that none of them has
+            deviation = raw.std(axis=0)
+            # It is 0 if none of these rows has a rare value.
+            self._mean, self._deviation = raw.mean(axis=0), np.where(deviation, deviation, 1.0)
         self.rows_density = RowsDensity(self._by_deviations(inside))
         normal = inside[np.random.default_rng(1).permutation(len(inside))[:QUERIES]]
         self._scales = [
