@@ -202,9 +202,10 @@ def test_repeated_fits_are_not_taken_for_retracing(caplog):
     try:
         for seed in range(6):
             x = rows(100 + seed, seed)
-            estimator = tiny().fit(x)
+            estimator = tiny(steps=1 + seed // 3).fit(x)
             estimator.score_samples(x)
             estimator.dde_.score(x)
+            estimator.dde_.fit(x, epochs=2, verbose=0)
     finally:
         logger.removeHandler(caplog.handler)
     assert not [record.getMessage() for record in caplog.records if "retrac" in record.getMessage()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -420,7 +421,8 @@ class Trainer(keras.Model):
 
         if self.run_eagerly:
             return lambda iterator: [on_batch(next(iterator)) for _ in range(repeats)][-1]
-        compiled = tf.function(on_iterator, reduce_retracing=True)
+        # A partial, so that TensorFlow does not take the traces of several models for retracing.
+        compiled = tf.function(partial(on_iterator), reduce_retracing=True)
         one = tf.function(on_batch, reduce_retracing=True, autograph=False)
 
         def function(iterator: Any) -> Any:
