@@ -270,6 +270,7 @@ class Sampler:
         self._sigmas, self._weights = sigmas, weights
         self._at_top = reference(self._rows, sigmas[-1], weights)
         self._draws = RowDraws(len(data), weights)
+        self._blurred: dict[float, Gaussian] = {}  # by level: each takes a pass over all rows
         self.effective_share = self._draws.effective_share
 
     def links(
@@ -304,7 +305,9 @@ class Sampler:
         rows, dimensions = self._rows, self._rows.shape[1]
         index = self._draws.take(samples, rng)
         noise = rng.standard_normal((samples, dimensions)).astype(np.float32)
-        blurred = Gaussian(rows, sigma, self._weights)
+        if sigma not in self._blurred:
+            self._blurred[sigma] = Gaussian(rows, sigma, self._weights)
+        blurred = self._blurred[sigma]
         y = rows[index] + np.float32(sigma) * noise
         if self._by_score:
             states = self._moved(y, sigma, moves, rng)
