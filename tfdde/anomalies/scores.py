@@ -152,7 +152,7 @@ class AnomalyScores:
         normal = inside[np.random.default_rng(1).permutation(len(inside))[:QUERIES]]
         self._scales = [
             _quartiles(-self.rows_density.left_out),
-            _quartiles(self._by_network(normal) - self._slopes(normal)),
+            _quartiles(self._by_network(normal)),
         ]
 
     def _inside(self, rows: np.ndarray) -> np.ndarray:
@@ -164,13 +164,10 @@ class AnomalyScores:
         raw = schema.outside(inside) if isinstance(schema, Schema) else inside
         return (raw - self._mean) / self._deviation
 
-    def _slopes(self, inside: np.ndarray) -> Any:
-        """What takes log-densities to the units of the data, up to a constant; 0 without tails."""
-        log_jacobian = self.dde.log_jacobian(tf.constant(inside)).numpy()
-        return log_jacobian if log_jacobian.ndim else 0.0
-
     def _by_network(self, inside: np.ndarray) -> np.ndarray:
-        return self._at_lowest_level(lambda x, sigma: -self.dde.at(x, sigma), inside)
+        """Minus the network's log-density in the units of the data, up to log Z."""
+        minus = self._at_lowest_level(lambda x, sigma: -self.dde.at(x, sigma), inside)
+        return minus - self.dde.log_jacobian(tf.constant(inside)).numpy()
 
     def _by_score(self, inside: np.ndarray) -> np.ndarray:
         def score_norms(x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
@@ -220,7 +217,7 @@ class AnomalyScores:
         x = check_rows(x, "x", self.dde.data_shape, dtype=self._dtype)
         inside = self._inside(x)
         if method == "density":
-            return self._by_network(inside) - self.dde.log_jacobian(tf.constant(inside)).numpy()
+            return self._by_network(inside)
         if method == "time":
             return self._by_time(inside)
         if method == "score":
@@ -228,8 +225,7 @@ class AnomalyScores:
         by_rows = -self.rows_density.log_density(self._by_deviations(inside))
         if method == "rows":
             return by_rows
-        by_network = self._by_network(inside) - self._slopes(inside)
-        both = zip((by_rows, by_network), self._scales, strict=True)
+        both = zip((by_rows, self._by_network(inside)), self._scales, strict=True)
         rows, network = (np.arcsinh((values - middle) / width) for values, (middle, width) in both)
         return rows + NETWORK * network
 
