@@ -90,14 +90,14 @@ export async function show(model, view, say) {
     });
     find("bad").replaceChildren(...entries);
     if (!lines.length) return say(`${file.name} has no row of ${model.width} finite numbers${bad.length ? `; ${bad[0]}` : ""}.`, true);
-    const scores = (await model.logDensity(rows)).map((v) => -v);
+    const densities = await model.logDensity(rows), scores = densities.map((v) => -v);
     const sum = scores.reduce((a, b) => a + b, 0);
     const low = scores.reduce((a, b) => Math.min(a, b)), high = scores.reduce((a, b) => Math.max(a, b));
     find("summary").textContent = `${lines.length} rows scored, ${bad.length} bad; ` +
       `anomaly scores ${low.toPrecision(5)} to ${high.toPrecision(5)}` +
       `${model.facts.normalized ? "" : " (unnormalised)"}`;
     find("summary").dataset.sum = sum;
-    find("change").textContent = change(scores.map((s) => -s), model.facts.normal);
+    find("change").textContent = change(densities, model.facts.normal);
     const bins = new Array(40).fill(0);
     for (const s of scores) bins[Math.min(39, Math.floor(40 * (s - low) / (high - low || 1)))]++;
     const most = Math.max(...bins), context = find("histogram").getContext("2d");
