@@ -421,9 +421,9 @@ class Trainer(keras.Model):
 
         if self.run_eagerly:
             return lambda iterator: [on_batch(next(iterator)) for _ in range(repeats)][-1]
-        # A partial, so that TensorFlow does not take the traces of several models for retracing.
+        # Partials, so that TensorFlow does not take the traces of several models for retracing.
         compiled = tf.function(partial(on_iterator), reduce_retracing=True)
-        one = tf.function(on_batch, reduce_retracing=True, autograph=False)
+        one = tf.function(partial(on_batch), reduce_retracing=True, autograph=False)
 
         def function(iterator: Any) -> Any:
             if isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator):
