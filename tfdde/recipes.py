@@ -107,6 +107,7 @@ def toy_models(
     relative: bool = False,
     ratio: str = "denoising",
     forward: float = 0.0,
+    one_stage: bool = False,
     level_power: float = 1.0,
     seed: int = 0,
 ) -> tuple[DDE, Generator]:
@@ -125,7 +126,7 @@ def toy_models(
         scale: size of the points, by which the networks divide them.
         dde_steps: updates of s_q for one of the generator.
         relative: whether s_q's network learns s_q - s_p.
-        ratio, forward: of ``Generator``.
+        ratio, forward, one_stage: of ``Generator``.
         level_power: weight of a level sigma in the generator's loss is sigma to this power.
         seed: of noise and latents; the networks' weights are drawn by
             ``keras.utils.set_random_seed``.
@@ -155,6 +156,7 @@ def toy_models(
         relative=relative,
         ratio=ratio,
         forward=forward,
+        one_stage=one_stage,
         level_power=level_power,
         seed=seed + 3,
     )
@@ -182,6 +184,7 @@ def image_models(
     dde_steps: int = 1,
     ratio: str = "denoising",
     forward: float = 0.0,
+    one_stage: bool = False,
     level_power: float = 2.0,
     seed: int = 0,
 ) -> tuple[DDE, Generator]:
@@ -197,11 +200,13 @@ def image_models(
             of some dozen pixels; "dense" for the paper's dense blocks, which start along the
             covariance and the principal components of the images.
         width: channels or units of a layer, of all three networks.
-        depth: residual layers of a resolution, or layers of a dense block.
+        depth: residual layers of a resolution, or layers of a dense block. A convolutional
+            log-ratio network that learns by logistic loss has half as many, and shifts of
+            channels (``networks.conv_density``).
         activation: of the densities' networks.
         latent_dim: entries of a latent z.
         dde_steps: updates of s_q for one of the generator.
-        ratio, forward: of ``Generator``.
+        ratio, forward, one_stage: of ``Generator``.
         level_power: weight of a level sigma in the generator's loss is sigma to this power.
         seed: of noise and latents; the networks' weights are drawn by
             ``keras.utils.set_random_seed``.
@@ -215,13 +220,16 @@ def image_models(
     covariance = GaussianBase(shape)
     covariance.adapt(x)  # which takes seconds; both bases are copies of it
 
-    def density_of(seed: int) -> DDE:
+    def density_of(seed: int, log_ratio: bool = False) -> DDE:
         base = GaussianBase(shape)
         base.set_weights(covariance.get_weights())
         sizes: dict[str, Any] = {"activation": activation, "levels": many}
         time_weight = 0.0  # it would help to normalise s_p, which a generator does not need
         if kind == "conv":
-            network = convolutional.conv_density(shape, width, depth, **sizes)
+            if log_ratio:  # of which steps are worth more than weights
+                sizes["shifts"] = "channel"
+            layers = max(1, depth // 2) if log_ratio else depth
+            network = convolutional.conv_density(shape, width, layers, **sizes)
         elif kind == "residual":
             network = networks.residual_mlp(shape, width, depth, experts=4, **sizes)
             time_weight = 0.1
@@ -250,12 +258,13 @@ def image_models(
     generator = Generator(
         network,
         data_dde=density,
-        generated_dde=density_of(seed + 1),
+        generated_dde=density_of(seed + 1, log_ratio=ratio == "logistic"),
         latent_dim=latent_dim,
         dde_steps=dde_steps,
         relative=many or ratio == "logistic",
         ratio=ratio,
         forward=forward,
+        one_stage=one_stage,
         level_power=level_power,
         seed=seed + 2,
     )

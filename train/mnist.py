@@ -69,7 +69,6 @@ LATENTS = {"stacked_mnist": 48}  # 16 for each channel
 # For log Z: samples at each level and their moves. With five moves, samples of images have not
 # quite reached the density, and log Z is too low by more than its error.
 SAMPLES, MOVES = 2_000, 20
-EPOCH = 100  # steps between two lines of the log, two pictures, two checkpoints
 # With power 1, errors of a denoising s_q in fine detail outweigh the shares of the digits.
 LEVEL_POWERS = {"denoising": 2.0, "logistic": 1.0}
 
@@ -109,6 +108,7 @@ def parse(argv, dataset=None):
     add("--dde-steps", type=count, help="updates of s_q for one of the generator")
     add("--steps", type=count, help="steps of the density")
     add("--generator-steps", type=count, help="steps of the generator")
+    add("--epoch-steps", type=count, help="steps to a line of the log, a picture, a checkpoint")
     add("--learning-rate", type=number, help="Adam's for s_p, falling to 0")
     add("--dde-learning-rate", type=number, help="Adam's for s_q, likewise")
     add("--generator-learning-rate", type=number, help="Adam's for g, likewise")
@@ -158,6 +158,7 @@ def build(args, x):
         dde_steps=args.dde_steps,
         ratio=args.ratio,
         forward=args.forward,
+        one_stage=args.one_stage,
         level_power=LEVEL_POWERS[args.ratio],
         seed=args.seed,
     )
@@ -223,11 +224,13 @@ def main(argv=None, dataset=None):
         title = f"{dataset}, σ = {args.sigma:g}, step {step} of {args.generator_steps}"
         plots.samples_beside_real(path, images, data.x_test[:64], title=title)
         if not seen:
-            print(f"Samples, drawn anew every {EPOCH} steps: {path}", flush=True)
+            print(f"Samples, drawn anew every {args.epoch_steps} steps: {path}", flush=True)
 
     def train_generator():
         watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: draw_samples())
-        done = run.train("generator", generator, batches, steps, EPOCH, callbacks=[watch])
+        done = run.train(
+            "generator", generator, batches, steps, args.epoch_steps, callbacks=[watch]
+        )
         draw_samples()
         z = np.random.default_rng(args.seed).standard_normal((2, 8, args.latent_dim))
         lines = [generator.interpolate(z0, z1, steps=10) for z0, z1 in zip(*z, strict=True)]
@@ -236,7 +239,7 @@ def main(argv=None, dataset=None):
         return done
 
     def train_density():
-        return run.train("density", density, batches, args.steps, EPOCH)
+        return run.train("density", density, batches, args.steps, args.epoch_steps)
 
     # The generator needs s_p only if r is learned by denoising.
     phases = [train_density, train_generator]

@@ -108,6 +108,7 @@ def main(argv=None):
             relative=args.relative,
             ratio=args.ratio,
             forward=args.forward,
+            one_stage=args.one_stage,
             level_power=args.level_power,
             seed=args.seed,
         )

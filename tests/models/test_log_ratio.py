@@ -16,7 +16,7 @@ LATENT = 2
 MANY = tfdde.LogUniform(0.2, 4.0)
 
 
-def model_of(network=None, noise=MANY, conditions=0, forward=0.5):
+def model_of(network=None, noise=MANY, conditions=0, forward=0.5, one_stage=False):
     levels = isinstance(noise, tfdde.LogUniform)
     settings = {"activation": "silu", "levels": levels, "conditions": conditions}
     s_p, r = (tfdde.DDE(networks.residual_mlp(2, 32, 3, **settings), noise, seed=k) for k in (1, 2))
@@ -32,6 +32,7 @@ def model_of(network=None, noise=MANY, conditions=0, forward=0.5):
         relative=True,
         ratio="logistic",
         forward=forward,
+        one_stage=one_stage,
         seed=3,
     )
 
@@ -94,6 +95,72 @@ def test_one_step_is_the_one_written_out(noise):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("noise", [MANY, tfdde.Constant(0.5)], ids=["many levels", "one level"])
+@pytest.mark.parametrize("forward", [0.0, 0.5])
+def test_a_step_of_one_stage_is_that_of_two_passes(noise, forward):
+    """At the same samples and noise: each network's gradient by a tape of its own."""
+    x = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+    decay = keras.regularizers.L2(0.01)
+    z = keras.Input((LATENT,))
+    h = keras.layers.Dense(16, activation="silu", kernel_regularizer=decay)(z)
+    network = keras.Model(z, keras.layers.Dense(2)(h))
+    model = model_of(network, noise, forward=forward, one_stage=True)
+    model.compile(keras.optimizers.SGD(0.05), dde_optimizer=keras.optimizers.SGD(0.1))
+    g, r = model.generator, model.generated_dde
+    sigma = tf.fill((8,), 0.5)
+    if noise is MANY:
+        sigma = noise.draw(8, 3, 0, Purpose.GENERATOR_LEVEL)
+    epsilon = random.normal((16, 2), 3, 0, Purpose.GENERATOR_NOISE) * tf.tile(sigma, [2])[:, None]
+    z = random.normal((8, LATENT), 3, 0, Purpose.LATENT_GENERATOR)
+    with tf.GradientTape(persistent=True) as tape:
+        at_data, at_samples = (
+            r.correction(y + e, sigma) for y, e in ((x, epsilon[:8]), (g(z), epsilon[8:]))
+        )
+        loss = tf.reduce_mean(tf.math.log1p(tf.exp(at_data)))
+        loss = (loss + tf.reduce_mean(tf.math.log1p(tf.exp(-at_samples)))) / (2 * np.log(2))
+        h = np.exp(-np.clip(at_samples, -4.0, 4.0))
+        h = np.minimum(h / h.mean(), 4.0)
+        power = sigma / 0.2 if noise is MANY else tf.ones(8)
+        kl = tf.reduce_mean(power * (1 - forward + forward * h) * at_samples)
+        kl += 0.01 * tf.reduce_sum(g.trainable_variables[0] ** 2)
+    expected = []
+    for value, part, rate in ((kl, g, 0.05), (loss, r.network, 0.1)):
+        v = part.trainable_variables
+        gradients = tape.gradient(value, v)
+        expected.append([w - rate * d for w, d in zip(v, gradients, strict=True)])
+
+    history = model.fit(tf.data.Dataset.from_tensors(x), verbose=0).history
+    np.testing.assert_allclose(history["dde_loss"], [loss], rtol=1e-5)
+    np.testing.assert_allclose(history["loss"], [kl], rtol=1e-5, atol=1e-6)
+    for part, after in zip((g, r.network), expected, strict=True):
+        for a, b in zip(part.trainable_variables, after, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
+    assert int(model.optimizer.iterations) == int(model.dde_optimizer.iterations) == 1
+
+
+def test_a_sample_that_r_is_sure_of_does_not_make_the_step_infinite():
+    """Its logistic loss has no slope in float32, which can't be scaled up to that of r."""
+    from tfdde.models import log_ratio
+
+    z = keras.Input((LATENT,))
+    g = keras.Model(z, keras.layers.Dense(2)(z))
+    x = keras.Input((2,))
+    far = keras.Model(x, keras.layers.Dense(1, kernel_initializer="ones")(x))
+    shifts = tf.constant([[0.0], [500.0]])  # r of the second sample is 500 nats
+
+    def r_of(y, sigma):
+        return (far(y) + tf.concat([tf.zeros((2, 1)), shifts], axis=0))[:, 0]
+
+    zeros, one = tf.zeros((2, 2)), tf.ones(())
+    (loss, gradients), _ = log_ratio.one_stage(
+        (g, far), lambda: g(tf.ones((2, 2))), r_of, lambda r: one, zeros, tf.zeros((4, 2)), one,
+        (2.0, 4.0),
+    )  # fmt: skip
+    assert np.isfinite(loss)
+    assert all(np.isfinite(d).all() for d in gradients)
+    np.testing.assert_allclose(gradients[1], [0.5, 0.5], rtol=1e-5)  # of the first sample alone
+
+
 def test_it_finds_the_exact_log_ratio_with_its_constant():
     """Of two fixed Gaussians, at every level: score matching would leave a constant open."""
     shift, width = np.array([1.0, -0.5]), np.array([0.7, 1.3])
@@ -123,11 +190,12 @@ def test_it_finds_the_exact_log_ratio_with_its_constant():
         assert abs(error.mean()) < 0.05
 
 
-def test_far_modes_get_their_weights():
+@pytest.mark.parametrize("one_stage", [False, True])
+def test_far_modes_get_their_weights(one_stage):
     rng = np.random.default_rng(0)
     right = rng.random(20_000) < 0.25
     x = np.where(right, 3.0, -3.0)[:, None] * [1.0, 0.0] + 0.3 * rng.standard_normal((20_000, 2))
-    model = model_of()
+    model = model_of(one_stage=one_stage)
     steps = 2_500
     rate = keras.optimizers.schedules.CosineDecay
     model.compile(
@@ -144,24 +212,24 @@ def test_far_modes_get_their_weights():
         np.testing.assert_allclose(samples[inside].mean(axis=0), [3.0 * s, 0.0], atol=0.15)
 
 
-def test_conditions_strategies_and_settings(two, tmp_path):
+@pytest.mark.parametrize("one_stage", [False, True])
+def test_conditions_strategies_and_settings(two, tmp_path, one_stage):
     x = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
     c = keras.utils.to_categorical(np.arange(64) % 3, 3)
-    weights = []
     for strategy in (tf.distribute.get_strategy(), two):
         with strategy.scope():
             keras.utils.set_random_seed(0)
-            model = model_of(conditions=3, forward=0.0)
+            model = model_of(conditions=3, forward=0.0, one_stage=one_stage)
             sgd = keras.optimizers.SGD(1e-4)
             model.compile(sgd, dde_optimizer=keras.optimizers.SGD(1e-3))
         assert np.isfinite(model.fit(x, c, batch_size=16, verbose=0).history["loss"][0])
-        weights.append(model.generator.get_weights())
     assert model.sample(5, conditions=c[:5]).shape == (5, 2)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert (loaded.ratio, loaded.forward, loaded.relative) == ("logistic", 0.0, True)
+    assert loaded.one_stage is one_stage
     one = model.given(c[0])
-    assert (one.ratio, one.forward) == ("logistic", 0.0)
+    assert (one.ratio, one.forward, one.one_stage) == ("logistic", 0.0, one_stage)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +238,8 @@ def test_conditions_strategies_and_settings(two, tmp_path):
         ({"ratio": "gan"}, '`ratio` must be "denoising" or "logistic", got \'gan\''),
         ({"ratio": "logistic"}, "needs `relative=True`"),
         ({"forward": 0.5, "relative": True}, 'needs `ratio="logistic"`'),
+        ({"one_stage": True, "dde_steps": 1}, "`one_stage` needs .*, got 'denoising' and 1"),
+        ({"one_stage": True, "relative": True, "ratio": "logistic"}, "got 'logistic' and 10"),
         ({"forward": 1.5, "relative": True, "ratio": "logistic"}, r"`forward` must be .* got 1.5"),
     ],
 )

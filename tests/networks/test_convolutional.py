@@ -99,8 +99,11 @@ def test_any_size(shape):
     assert (np.abs(tape.gradient(s, x)) > 0).all()
 
 
-def test_level_and_condition_shift_every_layer_once_trained():
-    model = convolutional.conv_density((8, 8, 1), width=2, depth=1, levels=True, conditions=1)
+@pytest.mark.parametrize("shifts", ["pixel", "channel"])
+def test_level_and_condition_shift_every_layer_once_trained(shifts):
+    model = convolutional.conv_density(
+        (8, 8, 1), width=2, depth=1, levels=True, conditions=1, shifts=shifts
+    )
     rows = tf.constant(RNG(0).random((3, 8, 8, 1)), tf.float32)
 
     def s(level, condition):
@@ -115,14 +118,16 @@ def test_level_and_condition_shift_every_layer_once_trained():
     assert (np.abs(before - np.array([s(-1.0, 0.0), s(1.0, 0.0), s(1.0, 1.0)])) > 1e-4).all()
 
 
-@pytest.mark.parametrize("levels", [False, True])
-def test_artifacts_have_its_scores_and_samples_for_any_number_of_rows(tmp_path, levels):
+@pytest.mark.parametrize(
+    ("levels", "shifts"), [(False, "pixel"), (True, "pixel"), (True, "channel")]
+)
+def test_artifacts_have_its_scores_and_samples_for_any_number_of_rows(tmp_path, levels, shifts):
     keras.utils.set_random_seed(0)
     shape = (9, 12, 3)
     noise = tfdde.LogUniform(0.5, 4.0) if levels else tfdde.Constant(0.5)
 
     def density():
-        network = shake(convolutional.conv_density(shape, 4, 1, 8, levels=levels))
+        network = shake(convolutional.conv_density(shape, 4, 1, 8, levels=levels, shifts=shifts))
         return tfdde.DDE(network, noise, tfdde.GaussianBase(shape), antithetic=True, seed=1)
 
     dde = density()
@@ -203,6 +208,7 @@ def test_compiled_by_xla_it_trains_alike():
         ),
         (lambda: convolutional.conv_density((8, 8, 1), width=0), "`width`.*0"),
         (lambda: convolutional.conv_generator(0, (8, 8, 1)), "`latent_dim`.*0"),
+        (lambda: convolutional.conv_density((8, 8, 1), shifts="row"), "`shifts`.*'row'"),
     ],
 )
 def test_wrong_arguments(build, message):

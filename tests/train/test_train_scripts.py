@@ -27,7 +27,14 @@ ROOT = Path(__file__).parents[2]
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-IMAGES = ["--width=8", "--depth=2", "--batch-size=16", "--dde-steps=2", "--no-jit"]
+IMAGES = [
+    "--width=8",
+    "--depth=2",
+    "--batch-size=16",
+    "--dde-steps=2",
+    "--no-one-stage",
+    "--no-jit",
+]
 TOY = [*IMAGES, "--generator-width=8", "--generator-depth=2"]
 
 
@@ -107,6 +114,7 @@ def test_toy(toy, tmp_path, capsys, dataset, high):
     ("name", "options"),
     [
         ("mnist", ["--networks=dense", "--depth=2"]),
+        ("mnist", ["--dde-steps=2", "--no-one-stage"]),
         ("mnist", ["--paper", "--depth=2"]),
         ("mnist", ["--sigma-max=0.05"]),
         ("mnist", ["--preset=full", "--sigma-max=0.25"]),
@@ -116,7 +124,7 @@ def test_toy(toy, tmp_path, capsys, dataset, high):
 )
 def test_images(tmp_path, idx_folder, name, options):
     folder = tmp_path / "run"
-    args = ["--width=8", "--batch-size=16", "--dde-steps=2", "--no-jit", "--depth=1"]
+    args = ["--width=8", "--batch-size=16", "--no-jit", "--depth=1"]
     args += ["--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}", f"--output={folder}"]
     kwargs = {} if name == "mnist" else {"dataset": name}
     assert mnist.main([*args, *options], **kwargs) == 0
@@ -151,7 +159,7 @@ def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
     assert mnist.main([*args, f"--output={folder}"] + ["--dataset=digits"] * asked) == 0
     out = capsys.readouterr().out
     assert ("MNIST is neither given" in out) is not asked
-    assert f"Samples, drawn anew every {mnist.EPOCH} steps: {folder / 'samples.png'}" in out
+    assert f"Samples, drawn anew every 100 steps: {folder / 'samples.png'}" in out
     assert f"Export: python export/savedmodel.py {folder}" in out
     assert files(folder) >= EXPECTED | {"interpolation.png", "result.json"}
     # The printed likelihood is that of the saved density, on the same noisy test images.
@@ -323,6 +331,7 @@ def test_mnist_defaults_follow_the_networks():
     [
         (["--forward=1.5"], "--forward must be from 0 to 1, got 1.5"),
         (["--ratio=denoising"], "--forward 0.5 needs --ratio logistic; else it must be 0"),
+        (["--dde-steps=2"], "--one-stage needs --ratio logistic and --dde-steps 1, got logistic"),
         (["--sigma=3"], "--sigma-max 2.0 is below --sigma 3.0"),
     ],
 )
@@ -340,6 +349,7 @@ def test_mnist_refuses(capsys, options, message):
             ["--ratio=logistic", "--no-relative"],
             "--ratio logistic learns s_q - s_p: it can't be with --no-relative",
         ),
+        (["--one-stage"], "--dde-steps 1, got denoising"),
     ],
 )
 def test_toy_refuses(capsys, options, message):

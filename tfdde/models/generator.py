@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde.losses import forward_kl_weights, log_ratio_loss, per_row
+from tfdde.losses import forward_kl_weights, per_row
+from tfdde.models import log_ratio
 from tfdde.models.dde import DDE
 from tfdde.models.trainer import (
     Trainer,
@@ -77,6 +79,9 @@ class Generator(Trainer):
             ``ratio="logistic"``.
         level_power: with ``LogUniform`` noise, levels are weighted by (sigma / minimum) to this
             power; the optimum is the same.
+        one_stage: let one pass through both networks serve the update of s_q - s_p and that of g,
+            as in ``tfdde.models.log_ratio.one_stage``: both see the same samples and noise, and a
+            step costs less. Needs ``ratio="logistic"`` and ``dde_steps=1``.
         seed: integer in [0, 2**31) that fixes latents and noise; by default drawn.
 
     Raises:
@@ -96,6 +101,7 @@ class Generator(Trainer):
         seed: int | None = None,
         ratio: str = "denoising",
         forward: float = 0.0,
+        one_stage: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -115,6 +121,12 @@ class Generator(Trainer):
         if forward and ratio != "logistic":
             raise ValueError(f'`forward` = {forward!r} needs `ratio="logistic"`.')
         self.ratio, self.forward = ratio, float(forward)
+        self.one_stage = bool(one_stage)
+        if self.one_stage and (ratio != "logistic" or self.dde_steps != 1):
+            raise ValueError(
+                '`one_stage` needs `ratio="logistic"` and `dde_steps=1`, got '
+                f"{ratio!r} and {dde_steps}."
+            )
         self.seed = random.check_seed(seed)
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
             if not isinstance(dde, DDE):
@@ -228,10 +240,14 @@ class Generator(Trainer):
 
         self._generator_gradients = self.maybe_jit(self._loss_and_gradients)
         self._data_gradients = self.maybe_jit(self.data_dde.loss_and_gradients)
-        logistic = self.ratio == "logistic"
-        self._generated_gradients = self.maybe_jit(
-            self._log_ratio_and_gradients if logistic else generated_gradients
-        )
+        if self.ratio == "logistic":
+            generated_gradients = partial(
+                log_ratio.loss_and_gradients,
+                self.generated_dde.network,
+                self.generated_dde.correction,
+            )
+        self._generated_gradients = self.maybe_jit(generated_gradients)
+        self._one_stage = self.maybe_jit(self._losses_and_gradients)
 
     def call(self, z: Any, condition: tf.Tensor | None = None) -> tf.Tensor:
         """g(z) or g(z, condition), shape (batch, *data_shape).
@@ -287,6 +303,8 @@ class Generator(Trainer):
 
         if self.data_optimizer is not None:
             repeat(update_data, self.data_steps)
+        if self.one_stage:
+            return self._update_both(x, iteration, *condition)
         repeat(update_generated, self.dde_steps)
         count, total = global_count(x)
         z = self._latent(rows, iteration, Purpose.LATENT_GENERATOR)
@@ -297,6 +315,31 @@ class Generator(Trainer):
         self.optimizer.apply_gradients(
             zip(gradients, self.generator.trainable_variables, strict=True)
         )
+        update_mean(self.loss_tracker, loss, count)
+        return {m.name: m.result() for m in self.metrics}
+
+    def _update_both(
+        self, x: tf.Tensor, iteration: tf.Tensor, *condition: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Update r and g from one pass: the step of ``one_stage``."""
+        rows = tf.shape(x)[0]
+        count, total = global_count(x)
+        totals = unscaled(total, self.optimizer), unscaled(2.0 * total, self.dde_optimizer)
+        z = self._latent(rows, iteration, Purpose.LATENT_GENERATOR)
+        shape = tf.concat([[2 * rows], tf.shape(x)[1:]], axis=0)
+        epsilon = random.normal(shape, self.seed, iteration, Purpose.GENERATOR_NOISE)
+        sigma = self._level(rows, iteration, Purpose.GENERATOR_LEVEL)
+        (loss, gradients), (dde_loss, dde_gradients) = self._one_stage(
+            x, z, epsilon, sigma, totals, *condition
+        )
+        network = self.generated_dde.network
+        self.dde_optimizer.apply_gradients(
+            zip(dde_gradients, network.trainable_variables, strict=True)
+        )
+        self.optimizer.apply_gradients(
+            zip(gradients, self.generator.trainable_variables, strict=True)
+        )
+        update_mean(self.dde_loss_tracker, dde_loss, 2.0 * count)
         update_mean(self.loss_tracker, loss, count)
         return {m.name: m.result() for m in self.metrics}
 
@@ -316,43 +359,50 @@ class Generator(Trainer):
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
-    def _log_ratio_and_gradients(
+    def _losses_and_gradients(
         self,
-        both: tf.Tensor,
+        x: tf.Tensor,
+        z: tf.Tensor,
         epsilon: tf.Tensor,
         sigma: tf.Tensor,
-        total: tf.Tensor,
+        totals: tuple[tf.Tensor, tf.Tensor],
         *condition: tf.Tensor,
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """As ``DDE.loss_and_gradients``, for rows of data followed by as many samples."""
-        variables = self.generated_dde.network.trainable_variables
-        with tf.GradientTape() as tape:
-            noisy = both + per_row(sigma, both) * epsilon
-            r = self.generated_dde.correction(noisy, sigma, *condition)
-            loss = tf.reduce_sum(log_ratio_loss(*tf.split(r, 2)))
-            loss = add_penalty(loss, self.generated_dde.network, local_count(both))
-            scaled = loss / total
-        return loss, tape.gradient(scaled, variables)
+    ) -> tuple[log_ratio.Loss, log_ratio.Loss]:
+        return log_ratio.one_stage(
+            (self.generator, self.generated_dde.network),
+            lambda: self.call(z, *condition),
+            self.generated_dde.correction,
+            lambda r: self._weights(r, sigma),
+            x,
+            epsilon,
+            sigma,
+            totals,
+            *condition,
+        )
 
     def _divergence(
         self, z: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor
     ) -> tf.Tensor:
-        """w(sigma) (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
+        """w (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
         x = self.call(z, *condition)
         y = x + per_row(sigma, x) * epsilon
         if self.relative:
             difference = self.generated_dde.correction(y, sigma, *condition)
-            if self.forward:
-                weights = forward_kl_weights(difference)
-                difference *= 1.0 - self.forward + self.forward * weights
         else:
             s_q = self.generated_dde.at(y, sigma, *condition)
             difference = s_q - self.data_dde.at(y, sigma, *condition)
+        return self._weights(difference, sigma) * difference
+
+    def _weights(self, difference: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        """Weights of the samples' s_q - s_p in what g minimises, shape () or (batch,)."""
+        weights = tf.ones(())
+        if self.forward:
+            weights = 1.0 - self.forward + self.forward * forward_kl_weights(difference)
         noise = self.data_dde.noise
-        if not isinstance(noise, LogUniform):
-            return difference
-        # The scores differ by about 1 / sigma, so a power of 1 makes every level pull alike.
-        return tf.pow(sigma / noise.minimum, self.level_power) * difference
+        if isinstance(noise, LogUniform):
+            # The scores differ by about 1 / sigma, so a power of 1 makes every level pull alike.
+            weights *= tf.pow(sigma / noise.minimum, self.level_power)
+        return weights
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Mean of w(sigma) (s_q - s_p) on fresh samples, as many as the batch has rows."""
@@ -488,6 +538,7 @@ class Generator(Trainer):
             self.seed,
             self.ratio,
             self.forward,
+            self.one_stage,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -501,6 +552,7 @@ class Generator(Trainer):
             "level_power": self.level_power,
             "ratio": self.ratio,
             "forward": self.forward,
+            "one_stage": self.one_stage,
             "seed": self.seed,
             "name": self.name,
         }

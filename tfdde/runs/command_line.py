@@ -115,11 +115,14 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ratio_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on how a generator's s_q - s_p is learned, and what g minimises."""
+    """Add the options on how a generator's s_q - s_p and g are learned."""
     kinds = ("denoising", "logistic")
     parser.add_argument("--ratio", choices=kinds, default=kinds[0], help="how s_q - s_p is learned")
     text = "share of the forward KL in what g minimises, with --ratio logistic"
     parser.add_argument("--forward", type=float, default=0.0, help=text)
+    text = "update both from one pass through both networks, with --ratio logistic"
+    kind = argparse.BooleanOptionalAction
+    parser.add_argument("--one-stage", action=kind, default=False, help=text)
 
 
 def check_ratio_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -128,6 +131,11 @@ def check_ratio_options(parser: argparse.ArgumentParser, args: argparse.Namespac
         parser.error(f"--forward must be from 0 to 1, got {args.forward:g}")
     if args.forward and args.ratio != "logistic":
         parser.error(f"--forward {args.forward:g} needs --ratio logistic; else it must be 0")
+    if args.one_stage and (args.ratio != "logistic" or args.dde_steps != 1):
+        parser.error(
+            "--one-stage needs --ratio logistic and --dde-steps 1, got "
+            f"{args.ratio} and {args.dde_steps}"
+        )
 
 
 def add_table_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
