@@ -160,7 +160,8 @@ def compare(args, more):
     for seed in args.seeds:
         for method in args.methods:
             if method == "tfdde":
-                row(method, seed, *more)
+                keep = ["--output", f"{args.output}-{seed}"] if args.output else []
+                row(method, seed, *keep, *more)
             else:
                 row(method, seed, *limit, rate=best[method])
 
@@ -175,7 +176,7 @@ def main():
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of the peers")
     parser.add_argument("--data-dir", help="folder with the IDX files")
     parser.add_argument("--classifier", type=Path, help="where to keep the classifier")
-    parser.add_argument("--output", help="keep tfdde's run in this folder")
+    parser.add_argument("--output", help="keep tfdde's run in this folder (compare: FOLDER-SEED)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
