@@ -108,6 +108,7 @@ def parse(argv, dataset=None):
     add("--dde-steps", type=count, help="updates of s_q for one of the generator")
     add("--steps", type=count, help="steps of the density")
     add("--generator-steps", type=count, help="steps of the generator")
+    add("--ema", type=number, help="momentum of the averages of g's weights")
     add("--epoch-steps", type=count, help="steps to a line of the log, a picture, a checkpoint")
     add("--learning-rate", type=number, help="Adam's for s_p, falling to 0")
     add("--dde-learning-rate", type=number, help="Adam's for s_q, likewise")
@@ -119,6 +120,8 @@ def parse(argv, dataset=None):
     args.output = args.output or f"runs/{dataset}"
     if args.sigma_max < args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} is below --sigma {args.sigma}")
+    if args.ema >= 1:
+        parser.error(f"--ema must be below 1, got {args.ema:g}")
     command_line.check_ratio_options(parser, args)
     return args
 
@@ -163,12 +166,12 @@ def build(args, x):
         seed=args.seed,
     )
     cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
-    # The weights are averaged over about 100 steps.
-    averaging = {"use_ema": True, "ema_momentum": 0.99}
-    density.compile(keras.optimizers.Adam(cosine, **averaging), jit_compile=args.jit)
+    # The density's weights are averaged over about 100 steps.
+    averaged = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
+    density.compile(averaged, jit_compile=args.jit)
     steps = args.generator_steps
     generator.compile(
-        recipes.adam(args.generator_learning_rate, steps, **averaging),
+        recipes.adam(args.generator_learning_rate, steps, use_ema=True, ema_momentum=args.ema),
         dde_optimizer=recipes.adam(args.dde_learning_rate, steps * args.dde_steps),
         jit_compile=args.jit,
     )

@@ -332,6 +332,7 @@ def test_mnist_defaults_follow_the_networks():
         (["--forward=1.5"], "--forward must be from 0 to 1, got 1.5"),
         (["--ratio=denoising"], "--forward 0.5 needs --ratio logistic; else it must be 0"),
         (["--dde-steps=2"], "--one-stage needs --ratio logistic and --dde-steps 1, got logistic"),
+        (["--ema=1"], "--ema must be below 1, got 1"),
         (["--sigma=3"], "--sigma-max 2.0 is below --sigma 3.0"),
     ],
 )
