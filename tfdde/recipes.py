@@ -201,8 +201,8 @@ def image_models(
             covariance and the principal components of the images.
         width: channels or units of a layer, of all three networks.
         depth: residual layers of a resolution, or layers of a dense block. A convolutional
-            log-ratio network that learns by logistic loss has half as many, and shifts of
-            channels (``networks.conv_density``).
+            log-ratio network that learns by logistic loss is smaller: it has half as many,
+            a dense layer of 2 ``width`` units, and shifts of channels.
         activation: of the densities' networks.
         latent_dim: entries of a latent z.
         dde_steps: updates of s_q for one of the generator.
@@ -227,7 +227,7 @@ def image_models(
         time_weight = 0.0  # it would help to normalise s_p, which a generator does not need
         if kind == "conv":
             if log_ratio:  # of which steps are worth more than weights
-                sizes["shifts"] = "channel"
+                sizes |= {"shifts": "channel", "units": 2 * width}
             layers = max(1, depth // 2) if log_ratio else depth
             network = convolutional.conv_density(shape, width, layers, **sizes)
         elif kind == "residual":
