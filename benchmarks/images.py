@@ -21,6 +21,7 @@ to train/mnist.py.
 """
 
 import argparse
+import csv
 import gzip
 import json
 import os
@@ -93,7 +94,10 @@ def children_time():
 
 
 def train_tfdde(args, more):
-    """Train a generator by train/mnist.py in another process, and return a sampler."""
+    """Train a generator by train/mnist.py in another process.
+
+    Returns a sampler, the seconds, the numbers of parameters, and each epoch's loss of s_q.
+    """
     script = Path(__file__).parent.parent / "train" / f"{args.dataset}.py"
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"
@@ -104,12 +108,14 @@ def train_tfdde(args, more):
             raise SystemExit(code)
         seconds = children_time() - used if args.clock == "cpu" else time.time() - start
         generator = keras.saving.load_model(f"{folder}/generator.keras", compile=False)
+        with open(f"{folder}/generator.csv", newline="") as file:
+            losses = [round(float(line["dde_loss"]), 4) for line in csv.DictReader(file)]
     trained = {
         "generator": generator.generator.count_params(),
         "density": generator.data_dde.network.count_params(),
         "generated_density": generator.generated_dde.network.count_params(),
     }
-    return lambda n: generator.sample(n, seed=1).numpy(), seconds, trained
+    return lambda n: generator.sample(n, seed=1).numpy(), seconds, trained, losses
 
 
 def write_idx(path, array):
@@ -197,9 +203,10 @@ def main():
         args.data_dir = scratch.name
         write_validation_split(data, Path(scratch.name))
         data = load(args.data_dir)
+    extra = {}
     if args.method == "tfdde":
         more = [*more, "--seed", str(args.seed)]
-        sample, seconds, parameters = train_tfdde(args, more)
+        sample, seconds, parameters, extra["losses"] = train_tfdde(args, more)
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     else:
@@ -221,6 +228,7 @@ def main():
         "seconds": round(seconds),
         "clock": args.clock,
         "parameters": parameters,
+        **extra,
         "samples_per_second": round(TIMED / took),
         "test_accuracy": accuracy,
         **quality(images, data, classifier),
