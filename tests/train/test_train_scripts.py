@@ -133,6 +133,9 @@ def test_images(tmp_path, idx_folder, name, options):
     sigmas = {"--paper": 0.5, "--preset=full": 0.25}
     assert density.noise.sigma == next((v for k, v in sigmas.items() if k in options), 0.05)
     generator = keras.saving.load_model(folder / "generator.keras")
+    if not options:  # the log-ratio is learned by a smaller network, in one stage
+        s_p, r = generator.data_dde.network, generator.generated_dde.network
+        assert generator.one_stage and r.count_params() < s_p.count_params() / 2
     images = generator.sample(2, seed=1).numpy()
     assert images.shape == (2, 28, 28, 3 if name == "stacked_mnist" else 1)
     assert images.min() >= 0 and images.max() <= 1
