@@ -25,7 +25,7 @@ import tfdde
 from tfdde import LogPartition
 from tfdde.partition import far_field
 from tfdde.partition.far_field import Annealing
-from tfdde.partition.ladder import ladder as original_ladder
+from tfdde.partition.importance import importance
 from tfdde.sklearn import DDEstimator
 
 SCALE = np.array([100.0, 0.02])
@@ -56,11 +56,10 @@ def fitted():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Less to trace, which is most of a tiny fit: steps run eagerly, log Z without moves."""
+    """Less to trace, which is most of a tiny fit: steps run eagerly, log Z needs no gradients."""
 
-    def ladder(*args):
-        *others, _, weights, _ = args
-        return original_ladder(*others, 0, weights)
+    def ladder(evaluate, data, levels, samples, moves, seed, weights, verbose):
+        return [importance(evaluate, data, levels[0], samples, seed, weights)]
 
     def annealing_from_outside(evaluate, rows, sigmas, rng):
         return [Annealing(-1e300, rows[:0]) for _ in sigmas]
