@@ -19,12 +19,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 SMALL = {"width": 32, "depth": 2, "jit_compile": False}
+# Of rows on a line values of s are enough for log Z: no gradient has to be traced in each trial.
+QUICK = {"method": "importance", "samples": 1_000}
 oracles = keras_tuner.oracles
 
 
 @pytest.fixture(scope="module")
 def rows():
     return three().sample(2_000, 1), three().sample(2_000, 2)
+
+
+@pytest.fixture(scope="module")
+def line(rows):
+    """Rows of one column, for what does not depend on the density."""
+    return tuple(x[:, :1] for x in rows)
 
 
 def random_oracle(trials, **kwargs):
@@ -89,12 +97,12 @@ def test_likelihoods_are_those_of_the_exact_density_and_of_one_densitys_curve(
             assert abs(value - trial.score) < 0.05 + 3 * error
 
 
-def test_a_trial_without_a_trusted_log_z_fails_and_does_not_win(tmp_path, rows):
-    x, held_out = rows
+def test_a_trial_without_a_trusted_log_z_fails_and_does_not_win(tmp_path, line):
+    x, held_out = line
     tuner = LikelihoodTuner(
         random_oracle(2, max_consecutive_failed_trials=2),
         Densities(x, (0.2, 0.4), **SMALL),
-        partition={"samples": 120},  # too few to be trusted, however good the density
+        partition=QUICK | {"samples": 120},  # too few to be trusted, however good the density
         directory=tmp_path,
     )
     with pytest.raises(RuntimeError, match="consecutive failures"):
@@ -105,8 +113,8 @@ def test_a_trial_without_a_trusted_log_z_fails_and_does_not_win(tmp_path, rows):
     assert not list(tmp_path.rglob("density.keras"))
 
 
-def test_a_diverged_trial_fails_and_another_wins(tmp_path, rows):
-    x, held_out = rows
+def test_a_diverged_trial_fails_and_another_wins(tmp_path, line):
+    x, held_out = line
     hp = keras_tuner.HyperParameters()
     hp.Choice("rate", [1e30, 1e-3])
 
@@ -119,7 +127,7 @@ def test_a_diverged_trial_fails_and_another_wins(tmp_path, rows):
     tuner = LikelihoodTuner(
         oracles.GridSearchOracle(OBJECTIVE, max_trials=2, hyperparameters=hp, seed=0),
         Some(x, 0.3, **SMALL),
-        partition={"samples": 1_000},
+        partition=QUICK,
         directory=tmp_path,
     )
     tuner.search(x, validation_data=held_out, epochs=1, verbose=0)
@@ -129,14 +137,14 @@ def test_a_diverged_trial_fails_and_another_wins(tmp_path, rows):
     assert tuner.get_best_hyperparameters()[0].get("rate") == 1e-3
 
 
-def test_a_search_goes_on_where_it_was(tmp_path, rows):
-    x, held_out = rows
+def test_a_search_goes_on_where_it_was(tmp_path, line):
+    x, held_out = line
 
     def run(trials):
         tuner = LikelihoodTuner(
             random_oracle(trials),
             Densities(x, (0.2, 1.0), **SMALL),
-            partition={"samples": 1_000},
+            partition=QUICK,
             directory=tmp_path,
         )
         tuner.search(x, validation_data=held_out, epochs=1, verbose=0)
@@ -150,8 +158,8 @@ def test_a_search_goes_on_where_it_was(tmp_path, rows):
     assert all(p.stat().st_mtime_ns == then for p, then in files.items())
 
 
-def test_hyperband_goes_on_from_the_weights_of_a_shorter_trial(tmp_path, rows):
-    x, held_out = rows
+def test_hyperband_goes_on_from_the_weights_of_a_shorter_trial(tmp_path, line):
+    x, held_out = line
     starts = []
 
     class Watched(Densities):
@@ -162,7 +170,7 @@ def test_hyperband_goes_on_from_the_weights_of_a_shorter_trial(tmp_path, rows):
     tuner = LikelihoodTuner(
         oracles.HyperbandOracle(OBJECTIVE, max_epochs=3, factor=3, seed=1),
         Watched(x, (0.2, 1.0), **SMALL),
-        partition={"samples": 1_000},
+        partition=QUICK,
         directory=tmp_path,
     )
     tuner.search(x, validation_data=held_out, verbose=0)
@@ -300,11 +308,11 @@ def test_ranges_of_a_function_count_too(tmp_path, rows, monkeypatch):
         tuner(2e-2)
 
 
-def test_refit_by_a_function(tmp_path, rows):
-    x, held_out = rows
+def test_refit_by_a_function(tmp_path, line):
+    x, held_out = line
     build = Densities(x, 0.3, **SMALL).build
     tuner = LikelihoodTuner(
-        random_oracle(1), lambda hp: build(hp), partition={"samples": 1_000}, directory=tmp_path
+        random_oracle(1), lambda hp: build(hp), partition=QUICK, directory=tmp_path
     )
     fit = {"epochs": 3, "batch_size": 200, "verbose": 0}
     tuner.search(x, validation_data=held_out, **fit)
