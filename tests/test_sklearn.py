@@ -162,6 +162,7 @@ def test_anomaly_scores_are_of_the_rows_in_standard_deviations(fitted):
     np.testing.assert_allclose(density[:300], np.median(density), atol=1e-3)  # up to log Z
 
 
+@pytest.mark.usefixtures("quick")
 def test_anomaly_scores_heed_the_weights():
     """Rows of a small weight are strange."""
     rng = np.random.default_rng(0)
