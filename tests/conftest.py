@@ -16,15 +16,17 @@ tf.config.set_logical_device_configuration(
 
 # Files that take longest start first, so that two processes end at about the same time.
 LONGEST = (
-    "tuning/test_search.py",
-    "test_sklearn.py",
-    "tuning/test_search_script.py",
     "train/test_train_scripts.py",
-    "partition/test_partition.py",
-    "partition/test_far_field.py",
-    "train/test_tabular_script.py",
+    "test_sklearn.py",
+    "tuning/test_search.py",
     "models/test_conditional.py",
+    "partition/test_far_field.py",
     "test_docs.py",
+    "train/test_tabular_script.py",
+    "partition/test_partition.py",
+    "tuning/test_search_script.py",
+    "serving/test_serving.py",
+    "runs/test_cluster.py",
 )
 
 
