@@ -62,14 +62,14 @@ def test_script_says_why_no_trial_succeeds(tmp_path, capsys, monkeypatch):
 
 
 def test_script_cross_validates_few_rows(tmp_path, capsys):
-    np.save(tmp_path / "x.npy", three().sample(100, 1))
+    np.save(tmp_path / "x.npy", three().sample(100, 1)[:, :1])
     run = tmp_path / "run"
     arguments = [f"--data={tmp_path / 'x.npy'}", "--trials=1", f"--output={run}", *TINY]
     assert sigma_search.main([*arguments, "--folds=2"]) == 0
     result = json.loads((run / "result.json").read_text())
     assert result["rows"]["test"] == 10 and np.isfinite(result["log_likelihood"])
     # Other rows are another search.
-    np.save(tmp_path / "x.npy", three().sample(100, 2))
+    np.save(tmp_path / "x.npy", three().sample(100, 2)[:, :1])
     assert sigma_search.main([*arguments, "--folds=2", "--resume"]) == 2
     assert "was started with checksum = " in capsys.readouterr().err
     assert sigma_search.main([*arguments[:2], f"--output={tmp_path / 'b'}", "--folds=60"]) == 2
