@@ -1,5 +1,6 @@
 """train/sigma_search.py as a user runs it: alone, by folds, and shared by several processes."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import sigma_search
+from keras_tuner.src.distribute import oracle_chief
 from mixtures import three
 
 from tfdde import serving
@@ -91,25 +94,41 @@ def test_script_refuses(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_chief_and_two_workers_share_a_search(tmp_path):
+def test_a_chief_and_two_workers_share_a_search(tmp_path, capsys, monkeypatch):
+    """The workers are commands; the chief runs here, where keras-tuner need not sleep for 20 s."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(port))
     arguments = ["--dataset=rings", "--rows=1000", "--trials=2", "--search=random", *TINY]
     command = [sys.executable, ROOT / "train/sigma_search.py", f"--output={tmp_path}", *arguments]
-    processes = {}
-    for name in ("chief", "tuner0", "tuner1"):
-        environment = os.environ | {
-            "KERASTUNER_TUNER_ID": name,
-            "KERASTUNER_ORACLE_IP": "127.0.0.1",
-            "KERASTUNER_ORACLE_PORT": str(port),
-        }
-        processes[name] = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    processes = {
+        name: subprocess.Popen(
+            command,
+            env=os.environ | {"KERASTUNER_TUNER_ID": name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-        time.sleep(1)
-    out = {name: process.communicate(timeout=240)[0] for name, process in processes.items()}
+        for name in ("tuner0", "tuner1")
+    }
+    end = time.monotonic() + 240
+
+    def sleep(seconds):
+        assert time.monotonic() < end
+        assert all(p.poll() in (None, 0) for p in processes.values())
+        time.sleep(min(seconds, 0.1))
+
+    monkeypatch.setattr(oracle_chief, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+    with contextlib.ExitStack() as stack:
+        for process in processes.values():
+            stack.callback(process.kill)  # which has ended, unless the chief has failed
+        assert sigma_search.main([f"--output={tmp_path}", *arguments]) == 0
+        out = {name: process.communicate(timeout=60)[0] for name, process in processes.items()}
     assert {name: p.returncode for name, p in processes.items()} == dict.fromkeys(out, 0), out
+    out["chief"] = capsys.readouterr().out
     with (tmp_path / "trials.csv").open() as f:
         trials = list(csv.DictReader(f))
     assert [t["status"] for t in trials] == ["COMPLETED"] * 2
