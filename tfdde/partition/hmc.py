@@ -49,7 +49,7 @@ class Moves:
         self._path, self._groups = path, groups
         # A function of its own is traced once, although ``_moves`` calls it in two places.
         self._value_and_score = tf.function(self._at, reduce_retracing=True, autograph=False)
-        self._run = tf.function(self._moves, reduce_retracing=True)
+        self._run = tf.function(self._moves, reduce_retracing=True, autograph=False)
 
     def __call__(
         self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
@@ -102,32 +102,39 @@ class Moves:
     def _moves(
         self, y: tf.Tensor, level: Any, scale: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
-        s, score = self._value_and_score(y, level)
-        y_half, s_half, score_half = y, s, score
-        step = 0.5 * scale
-        for i in tf.range(count):
-            seeds = tf.unstack(tf.random.split(seed + tf.cast([0, i], tf.int64), 2))
+        start = y, *self._value_and_score(y, level)
+        initial = 0.5 * scale
+
+        def move(i: tf.Tensor, middle: Any, now: Any, step: tf.Tensor) -> tuple[Any, ...]:
+            y, s, score = now
+            seeds = tf.unstack(tf.random.split(seed + tf.stack([0, tf.cast(i, tf.int64)]), 2))
             momentum = tf.random.stateless_normal(tf.shape(y), seeds[0])
             width = self._of_rows(step, y)
-            proposal, new_s, new_score = y, s, score
-            p = momentum
-            for _ in tf.range(LEAPFROGS):
-                p += 0.5 * width * new_score
-                proposal += width * p
-                new_s, new_score = self._value_and_score(proposal, level)
-                p += 0.5 * width * new_score
+
+            def leapfrog(k: tf.Tensor, p: tf.Tensor, proposed: Any) -> tuple[Any, ...]:
+                y, _, score = proposed
+                p += 0.5 * width * score
+                y += width * p
+                s, score = self._value_and_score(y, level)
+                return k + 1, p + 0.5 * width * score, (y, s, score)
+
+            loop = 0, momentum, now
+            _, p, proposed = tf.while_loop(lambda k, *_: k < LEAPFROGS, leapfrog, loop)
             kinetic = tf.reduce_sum(tf.square(momentum) - tf.square(p), axis=1)
-            log_accept = tf.minimum(new_s - s + 0.5 * kinetic, 0.0)
+            log_accept = tf.minimum(proposed[1] - s + 0.5 * kinetic, 0.0)
             accept = tf.exp(tf.where(tf.math.is_finite(log_accept), log_accept, -np.inf))
             taken = tf.random.stateless_uniform(tf.shape(accept), seeds[1]) < accept
-            y = tf.where(taken[:, None], proposal, y)
-            s = tf.where(taken, new_s, s)
-            score = tf.where(taken[:, None], new_score, score)
+            y = tf.where(taken[:, None], proposed[0], y)
+            s = tf.where(taken, proposed[1], s)
+            score = tf.where(taken[:, None], proposed[2], score)
             step *= tf.exp(0.5 * (self._mean(accept) - ACCEPTANCE))
-            first = i < count // 2
-            y_half, s_half = tf.where(first, y, y_half), tf.where(first, s, s_half)
-            score_half = tf.where(first, score, score_half)
-        return (y_half, s_half, score_half), (y, s, score)
+            first, now = i < count // 2, (y, s, score)
+            middle = tuple(tf.where(first, a, b) for a, b in zip(now, middle, strict=True))
+            return i + 1, middle, now, step
+
+        loop = 0, start, start, initial
+        _, middle, end, _ = tf.while_loop(lambda i, *_: i < count, move, loop)
+        return middle, end
 
     def _of_rows(self, step: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """The step size of each row: one for all, or (rows, 1)."""
