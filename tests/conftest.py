@@ -26,7 +26,11 @@ LONGEST = (
     "partition/test_partition.py",
     "tuning/test_search_script.py",
     "serving/test_serving.py",
+    "models/test_density_contract.py",
     "runs/test_cluster.py",
+    "models/test_training_arguments.py",
+    "models/test_generator_contract.py",
+    "runs/test_runs.py",
 )
 
 
