@@ -185,7 +185,7 @@ class DDE(Trainer):
         self._known_log_z = KnownLogZ(lambda: hash_of(self._all_weights()))
         self._level_reached: float | None = None
         self.loss_tracker = keras.metrics.Mean(name="loss")
-        self._heavy_tailed = base is not None and base.heavy_tailed  # as functions are traced
+        self._base_traced = base and (base.heavy_tailed, base.components)  # as functions have it
         self._rows_evaluated = tf.Variable(
             0,
             dtype=tf.int64,
@@ -224,7 +224,7 @@ class DDE(Trainer):
             adapt(self.normalization, rows, self.noise.levels[0], weights)
         inside = self.inside(tf.constant(rows)).numpy()
         if self.base is not None:
-            self.base.adapt(inside, weights)
+            self.base.adapt(inside, weights, self.noise.levels[0])
         self._warn_of_low_noise(inside)
 
     def _warn_of_low_noise(self, inside: np.ndarray) -> None:
@@ -728,11 +728,11 @@ class DDE(Trainer):
         return call
 
     def _follow_base(self) -> None:
-        """Trace all functions anew if the base has become a mixture, or a Gaussian, since."""
-        heavy_tailed = self.base is not None and self.base.heavy_tailed
-        if heavy_tailed == self._heavy_tailed:
+        """Trace all functions anew if the base has become another mixture, or a Gaussian, since."""
+        base = self.base and (self.base.heavy_tailed, self.base.components)
+        if base == self._base_traced:
             return
-        self._heavy_tailed = heavy_tailed
+        self._base_traced = base
         for name in ("evaluator", "_log_density", "_score"):
             self.__dict__.pop(name, None)
         self.train_function = self.test_function = None

@@ -10,10 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.losses import per_row
+from tfdde.networks.full_mixture import fit_if_it_suffices
 from tfdde.networks.heavy_tails import COMPONENTS, fit_if_heavy_tailed
 from tfdde.networks.layers import log_squash, log_sum_exp
-from tfdde.utils.checks import check_rows, check_weights
+from tfdde.utils.checks import check_integer, check_rows, check_weights
 from tfdde.utils.statistics import mean_and_covariance
+
+FOR_TAILS = 10  # variables in a file of a base for heavy tails; of the other mixture there are 8
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
@@ -43,18 +46,41 @@ class GaussianBase(keras.layers.Layer):
     >>> base.heavy_tailed
     True
 
+    Rows that lie in clusters are nearer to a mixture of Gaussians with a covariance each, whose
+    blurred density is known exactly, too. With ``most_components`` above 1, ``adapt`` tries one by
+    ``tfdde.networks.full_mixture``. It takes it if held-out rows are likelier than by one Gaussian,
+    and no longer likelier with twice as many.
+
+    >>> base = tfdde.GaussianBase(2, most_components=8)
+    >>> clusters = np.repeat([[0.0], [6.0]], 2_000, axis=0)
+    >>> base.adapt(clusters + np.random.default_rng(0).normal(size=(4_000, 2)))
+    >>> base.components
+    2
+
     Args:
         input_shape: shape of one row, an int for flat vectors; n entries in all, of which
             the covariance takes n**2 numbers.
-        heavy_tailed: create the variables of the mixture, for loading from files; ``adapt``
+        heavy_tailed: create the variables of the mixture for heavy tails, for loading from files;
+            ``adapt`` decides on its own.
+        most_components: to try in a mixture with a covariance each; each takes n**2 numbers.
+        components: create the variables of that mixture, for loading from files; ``adapt``
             decides on its own.
 
     Attributes:
-        heavy_tailed: whether the base is a mixture.
+        heavy_tailed: whether the base is the mixture for heavy tails.
+        components: Gaussians of the mixture in use, 1 if there is none.
+
+    Raises:
+        ValueError: a number of components is not a positive integer.
     """
 
     def __init__(
-        self, input_shape: int | tuple[int, ...], heavy_tailed: bool = False, **kwargs: Any
+        self,
+        input_shape: int | tuple[int, ...],
+        heavy_tailed: bool = False,
+        most_components: int = 1,
+        components: int = 1,
+        **kwargs: Any,
     ):
         super().__init__(trainable=False, dtype="float32", **kwargs)  # whatever the policy
         self.row_shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
@@ -63,23 +89,34 @@ class GaussianBase(keras.layers.Layer):
         self.mean = add(shape=(n,), initializer="zeros", trainable=False, name="mean")
         self.axes = add(shape=(n, n), initializer="identity", trainable=False, name="axes")
         self.variances = add(shape=(n,), initializer="ones", trainable=False, name="variances")
-        self.heavy_tailed = False
+        self.most_components = check_integer(most_components, "most_components")
         self._mixture: dict[str, keras.Variable] = {}
         if heavy_tailed:
-            self._add_mixture()
+            self._add_mixture(COMPONENTS, heavy_tailed=True)
+        elif check_integer(components, "components") > 1:
+            self._add_mixture(components)
         self.built = True
 
-    def _add_mixture(self) -> None:
-        """Create the variables of the mixture, unless they are there."""
-        self.heavy_tailed = True
-        if self._mixture:
+    @property
+    def heavy_tailed(self) -> bool:
+        return "reach" in self._mixture
+
+    @property
+    def components(self) -> int:
+        return int(self._mixture["weights"].shape[0]) if self._mixture else 1
+
+    def _add_mixture(self, components: int, heavy_tailed: bool = False) -> None:
+        """Create the variables of a mixture, unless they are there."""
+        if (components, heavy_tailed) == (self.components, self.heavy_tailed):
             return
-        n, k = math.prod(self.row_shape), COMPONENTS
+        self._drop_mixture()
+        n, k = math.prod(self.row_shape), components
+        # Of heavy-tailed rows the components share their axes. The order is that of the files.
+        for_tails = {"core": (n,), "reach": (2, n)} if heavy_tailed else {}
         shapes = {
             "centre": (n,),
-            "core": (n,),
-            "reach": (2, n),
-            "mixture_axes": (n, n),
+            **for_tails,
+            "mixture_axes": (n, n) if heavy_tailed else (k, n, n),
             "weights": (k,),
             "component_means": (k, n),
             "component_variances": (k, n),
@@ -90,17 +127,18 @@ class GaussianBase(keras.layers.Layer):
         }
 
     def _drop_mixture(self) -> None:
-        self.heavy_tailed = False
         for variable in self._mixture.values():
             self._untrack_variable(variable)
         self._mixture = {}
 
-    def adapt(self, x: Any, sample_weight: Any = None) -> None:
-        """Take mean and covariance, and for heavy tails a mixture, from data.
+    def adapt(self, x: Any, sample_weight: Any = None, sigma: float = 0.0) -> None:
+        """Take mean and covariance, and perhaps a mixture, from data.
 
         Args:
             x: array of shape (rows, *input_shape).
             sample_weight: of the rows, shape (rows,); None: all alike.
+            sigma: the lowest noise level that the density is read at, which a mixture with a
+                covariance each is fitted for.
 
         Raises:
             ValueError: wrong shape, NaN or infinity, fewer than two rows, or bad weights.
@@ -115,11 +153,16 @@ class GaussianBase(keras.layers.Layer):
         self.mean.assign(mean)
         self.axes.assign(axes)
         self.variances.assign(np.maximum(variances, 0.0))
-        mixture = fit_if_heavy_tailed(rows, weights)
+        mixture: tuple[np.ndarray, ...] | None = fit_if_heavy_tailed(rows, weights)
+        if mixture is not None:
+            self._add_mixture(COMPONENTS, heavy_tailed=True)
+        elif self.most_components > 1:
+            mixture = full = fit_if_it_suffices(rows, sigma, self.most_components, weights)
+            if full is not None:
+                self._add_mixture(len(full.weights))
         if mixture is None:
             self._drop_mixture()
             return
-        self._add_mixture()
         for variable, value in zip(self._mixture.values(), mixture, strict=True):
             variable.assign(value)
 
@@ -132,7 +175,7 @@ class GaussianBase(keras.layers.Layer):
         n = int(self.mean.shape[0])
         x = tf.reshape(x, (-1, n))
         one_level = sigma.shape.rank == 0
-        if self.heavy_tailed:
+        if self._mixture:
             return self._log_mixture(x, sigma)
         widths = self.variances + tf.square(sigma if one_level else sigma[:, None])
         logs = tf.math.log(2.0 * math.pi * widths)
@@ -148,22 +191,36 @@ class GaussianBase(keras.layers.Layer):
         return tf.squeeze(tf.nn.bias_add(half, log_scale), axis=-1)
 
     def _log_mixture(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """``call`` for heavy tails: noise adds sigma**2 to the variances of each component."""
-        centre, _, _, axes, weights, means, variances = self._mixture.values()
+        """``call`` of a mixture: noise adds sigma**2 to the variances of each component."""
+        centre, axes, weights, means, variances = (
+            tf.convert_to_tensor(self._mixture[name])
+            for name in (
+                "centre",
+                "mixture_axes",
+                "weights",
+                "component_means",
+                "component_variances",
+            )
+        )
         k, n = means.shape
-        u = tf.matmul(tf.nn.bias_add(x, -tf.convert_to_tensor(centre)), axes)
+        # The axes of all components side by side, (n, k * n), or the (n, n) that they share.
+        if not self.heavy_tailed:
+            axes = tf.reshape(tf.transpose(axes, (1, 0, 2)), (n, k * n))
+        x = tf.nn.bias_add(x, -centre)
         if sigma.shape.rank:
+            u = tf.reshape(tf.matmul(x, axes), (-1, axes.shape[1] // n, n))
             widths = variances + tf.square(sigma)[:, None, None]
-            square = tf.reduce_sum(tf.square(u[:, None] - means) / widths, axis=-1)
+            square = tf.reduce_sum(tf.square(u - means) / widths, axis=-1)
             logs = tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), axis=-1)
             return log_sum_exp(tf.math.log(weights) - 0.5 * (square + logs))[:, 0]
+        if self.heavy_tailed:
+            axes = tf.tile(axes, (1, k))
         widths = variances + tf.square(sigma)  # (k, n)
-        # All components side by side: (u - means) / widths**0.5 as one product and a bias.
-        precise = tf.reshape(tf.linalg.matrix_transpose(1.0 / tf.sqrt(widths)), (n * k,))
-        shift = tf.reshape(tf.linalg.matrix_transpose(means), (n * k,)) * -precise
-        spread = np.repeat(np.eye(n, dtype=np.float32), k, axis=1)  # (n, n * k)
-        scaled = tf.nn.bias_add(tf.matmul(u, spread * precise), shift)
-        gather = np.tile(np.eye(k, dtype=np.float32), (n, 1)) * np.float32(-0.5)  # (n * k, k)
+        # (u - means) / widths**0.5 of all components as one product and a bias.
+        precise = tf.reshape(1.0 / tf.sqrt(widths), (k * n,))
+        scaled = tf.matmul(x, axes * precise)
+        scaled = tf.nn.bias_add(scaled, tf.reshape(means, (k * n,)) * -precise)
+        gather = np.repeat(np.eye(k, dtype=np.float32), n, axis=0) * np.float32(-0.5)  # (k * n, k)
         logs = tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), axis=-1)
         logits = tf.matmul(tf.square(scaled), gather)
         logits = tf.nn.bias_add(logits, tf.math.log(weights) - 0.5 * logs)
@@ -180,7 +237,7 @@ class GaussianBase(keras.layers.Layer):
             mean = tf.reshape(self.mean, self.row_shape)
             scale = tf.sqrt(tf.reduce_mean(self.variances) + tf.square(sigma))
             return (x - mean) / per_row(scale, x)
-        centre, core, reach, *_ = self._mixture.values()
+        centre, core, reach = (self._mixture[name] for name in ("centre", "core", "reach"))
         n = int(self.mean.shape[0])
         flat = tf.nn.bias_add(tf.reshape(x, (-1, n)), -tf.convert_to_tensor(centre))
         one_level = sigma.shape.rank == 0
@@ -201,8 +258,10 @@ class GaussianBase(keras.layers.Layer):
     def load_own_variables(self, store: dict[str, Any]) -> None:
         """Read what ``save_own_variables``, or an earlier version, wrote."""
         values = [self.mean, self.axes, self.variances]
-        if len(store.keys()) > len(values):
-            self._add_mixture()
+        count = len(store.keys())
+        if count > len(values):
+            components = len(store[str(count - 1)])  # rows of the last, the variances
+            self._add_mixture(components, heavy_tailed=count == FOR_TAILS)
             values += list(self._mixture.values())
         else:
             self._drop_mixture()
@@ -210,5 +269,11 @@ class GaussianBase(keras.layers.Layer):
             variable.assign(store[str(i)])
 
     def get_config(self) -> dict[str, Any]:
-        config = {"input_shape": self.row_shape, "name": self.name}
-        return config | ({"heavy_tailed": True} if self.heavy_tailed else {})
+        config: dict[str, Any] = {"input_shape": self.row_shape, "name": self.name}
+        if self.heavy_tailed:
+            config["heavy_tailed"] = True
+        if self.most_components > 1:
+            config["most_components"] = self.most_components
+        if self._mixture and not self.heavy_tailed:
+            config["components"] = self.components
+        return config

@@ -1,0 +1,278 @@
+"""The mixture of Gaussians with a covariance each that can be the base of a density."""
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+import tensorflow as tf
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from sklearn.mixture import GaussianMixture
+
+import tfdde
+from tfdde import networks, serving
+from tfdde.models.dde import copy_of
+from tfdde.networks import full_mixture
+
+SIGMA = 0.2
+
+
+class Exact:
+    """A mixture of three turned Gaussians, in float64."""
+
+    def __init__(self, n):
+        rng = np.random.default_rng(n)
+        self.weights = np.array([0.5, 0.3, 0.2])
+        self.means = rng.normal(0, 2.5, (3, n))
+        turned = [np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(3)]
+        self.covariances = [(q * rng.uniform(0.05, 1.0, n) ** 2) @ q.T for q in turned]
+
+    def sample(self, count, seed):
+        rng = np.random.default_rng(seed)
+        picked = rng.choice(3, count, p=self.weights)
+        drawn = np.stack(
+            [
+                rng.multivariate_normal(m, c, count)
+                for m, c in zip(self.means, self.covariances, strict=True)
+            ]
+        )
+        return drawn[picked, np.arange(count)].astype(np.float32)
+
+    def log_density(self, x, sigma):
+        return log_density(x, self.weights, self.means, self.covariances, sigma)
+
+
+def log_density(x, weights, means, covariances, sigma):
+    """By SciPy, component by component, in float64."""
+    noise = sigma**2 * np.eye(len(means[0]))
+    parts = [
+        np.log(w) + np.atleast_1d(multivariate_normal.logpdf(np.float64(x), m, c + noise))
+        for w, m, c in zip(weights, means, covariances, strict=True)
+    ]
+    return logsumexp(parts, axis=0)
+
+
+def moments(mixture):
+    """Means and covariances of a fitted mixture, in the coordinates of the rows."""
+    means = mixture.centre + np.einsum("kij,kj->ki", mixture.axes, mixture.means)
+    covariances = [(a * v) @ a.T for a, v in zip(mixture.axes, mixture.variances, strict=True)]
+    return means, covariances
+
+
+def noisy(x, sigma, seed):
+    return (x + sigma * np.random.default_rng(seed).standard_normal(x.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_it_finds_an_exact_mixture(n):
+    exact = Exact(n)
+    mixture = full_mixture.fit_if_it_suffices(exact.sample(10_000, 1), SIGMA, most=16)
+    y = noisy(exact.sample(5_000, 2), SIGMA, 3)
+    gap = np.mean(exact.log_density(y, SIGMA) - mixture.log_density(y, SIGMA))
+    assert 0 <= gap < 0.05  # of one Gaussian: 1.0 and 4.7
+    assert len(mixture.weights) == 4  # numbers double
+    # At another level, which it was not fitted for.
+    y = noisy(exact.sample(5_000, 2), 1.0, 3)
+    gap = np.mean(exact.log_density(y, 1.0) - mixture.log_density(y, 1.0))
+    assert -0.005 < gap < 0.03
+
+
+def test_the_em_algorithm_is_that_of_scikit_learn(monkeypatch):
+    """Step by step, in float64; their covariances have 1e-6 more in the diagonal."""
+    monkeypatch.setattr(full_mixture, "ENOUGH", -np.inf)  # all steps
+    rows = noisy(Exact(3).sample(4_000, 1), SIGMA, 2).astype(np.float64)
+    labels = np.argsort(np.argsort(rows[:, 0])) // 1_000  # quarters by the first column
+    shares = np.eye(4)[labels]
+    mixture, value = full_mixture.fit(rows, np.ones(len(rows)), shares, 0.0, steps=20)
+    theirs = GaussianMixture(
+        4,
+        max_iter=19,
+        tol=0,
+        weights_init=shares.mean(axis=0),
+        means_init=[rows[labels == k].mean(axis=0) for k in range(4)],
+        precisions_init=[np.linalg.inv(np.cov(rows[labels == k].T, bias=True)) for k in range(4)],
+    )
+    with pytest.warns(UserWarning, match="did not converge"):
+        theirs.fit(rows)
+    assert value == pytest.approx(theirs.score(rows), abs=1e-4)
+    means, covariances = moments(mixture)
+    np.testing.assert_allclose(means, theirs.means_, atol=1e-3)
+    np.testing.assert_allclose(covariances, theirs.covariances_, atol=1e-3)
+
+
+def test_one_gaussian_stays_one():
+    x = np.random.default_rng(0).multivariate_normal([1, 2], [[1, 0.9], [0.9, 1]], 4_000)
+    assert full_mixture.fit_if_it_suffices(x, SIGMA, most=32) is None
+    base = tfdde.GaussianBase(2, most_components=32)
+    base.adapt(x, sigma=SIGMA)
+    plain = tfdde.GaussianBase(2)
+    plain.adapt(x)
+    assert base.components == 1 and len(base.weights) == 3
+    y, sigma = tf.constant(x[:50].astype("f4")), tf.constant(SIGMA)
+    np.testing.assert_array_equal(base(y, sigma), plain(y, sigma))
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 8.0])
+def test_the_base_is_the_mixture_with_noise(sigma):
+    x = Exact(3).sample(4_000, 1) + np.float32(100.0)
+    base = tfdde.GaussianBase(3, most_components=8)
+    base.adapt(x, sigma=SIGMA)
+    assert base.components == 4 and not base.heavy_tailed
+    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=8)
+    y = noisy(x[:200], sigma, 2)
+    expected = log_density(y, mixture.weights, *moments(mixture), sigma)
+    one = base(tf.constant(y), tf.constant(sigma))
+    each = base(tf.constant(y), tf.fill((len(y),), sigma))
+    np.testing.assert_allclose(one, expected, rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(each, expected, rtol=1e-4, atol=2e-3)
+
+
+def test_no_component_is_narrower_than_the_noise():
+    """Rows that repeat a few points: without noise the likelihood has no bound."""
+    points = np.random.default_rng(0).normal(size=(6, 2)) * 3
+    x = points[np.random.default_rng(1).integers(6, size=4_000)]
+    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=16)
+    assert (mixture.variances >= 0).all()
+    covariances = [np.zeros((2, 2))] * 6
+    shares = np.unique(x, axis=0, return_counts=True)[1] / len(x)
+    order = np.unique(x, axis=0)
+    y = noisy(x, SIGMA, 3)
+    truth = log_density(y, shares, order, covariances, SIGMA)
+    assert np.mean(truth - mixture.log_density(y, SIGMA)) < 0.02
+    without = full_mixture.fit_if_it_suffices(x, 0.0, most=16)
+    assert np.isfinite(without.log_density(x)).all()
+    assert without.variances.min() >= 0.99e-4 * x.var(axis=0).mean()
+
+
+def test_weights_count_rows():
+    x = np.concatenate([noisy(np.full((2_000, 2), m), 0.5, m + 9) for m in (-3, 3)])
+    weights = np.repeat([1.0, 4.0], 2_000)
+    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, 8, weights)
+    right = moments(mixture)[0][:, 0] > 0
+    assert mixture.weights[right].sum() == pytest.approx(0.8, abs=0.01)
+    none = np.where(x[:, 0] < 0, 0.0, 1.0)
+    assert full_mixture.fit_if_it_suffices(x, SIGMA, 8, none) is None  # one Gaussian is left
+
+
+def test_few_rows_have_one_gaussian():
+    x = Exact(2).sample(1_000, 1)
+    assert len(full_mixture.fit_if_it_suffices(x, SIGMA, most=32).weights) == 4
+    for few in (100, 20, 2):  # four fifths train, and each component needs 30 of them
+        assert full_mixture.fit_if_it_suffices(x[:few], SIGMA, most=32) is None
+
+
+def test_rows_that_no_few_gaussians_suffice_for_have_one():
+    """A thin ring: each doubling of the components makes it likelier."""
+    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, 5_000)
+    x = 20 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert full_mixture.fit_if_it_suffices(x, SIGMA, most=16) is None
+
+
+def test_heavy_tails_come_first():
+    base = tfdde.GaussianBase(2, most_components=8)
+    base.adapt(np.random.default_rng(0).standard_t(2, (1_000, 2)))
+    assert base.heavy_tailed
+
+
+@pytest.mark.parametrize("name", ["most_components", "components"])
+def test_bad_numbers_of_components(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got 0"):
+        tfdde.GaussianBase(2, **{name: 0})
+    with pytest.raises(ValueError, match="`base` must be 'gaussian' or 'mixture', got 'mixed'"):
+        tfdde.recipes.table_density(np.zeros((9, 2)), tfdde.LogUniform(0.2, 8.0), base="mixed")
+
+
+def density(noise, n=2, weight=0.01):
+    levels = isinstance(noise, tfdde.LogUniform)
+    network = networks.residual_mlp(n, 8, 1, levels=levels, experts=2)
+    network.set_weights([w + weight for w in network.get_weights()])
+    base = tfdde.GaussianBase(n, most_components=8)
+    return tfdde.DDE(network, noise, base, seed=0)
+
+
+def test_what_was_traced_before_follows_the_base(tmp_path):
+    x, other = Exact(2).sample(2_000, 1), np.random.default_rng(0).normal(size=(2_000, 2))
+    dde, fresh = (density(tfdde.LogUniform(SIGMA, 8.0)) for _ in range(2))
+    dde.compile()
+    dde.fit(x[:64], verbose=0)
+    before = dde.log_density(x[:9], normalized=False)
+    fresh.log_density(x[:9], normalized=False)  # traced, with a Gaussian
+    dde.adapt(x)
+    assert dde.base.components == 4
+    values, score = dde.log_density(x[:9], normalized=False), dde.score(x[:9])
+    assert np.abs(values - before).max() > 0.1
+    inside = dde.at(tf.constant(x[:9]), tf.constant(SIGMA))
+    np.testing.assert_allclose(values, inside, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(dde.evaluate(x, verbose=0))
+    dde.save(tmp_path / "d.keras")
+    dde.save_weights(tmp_path / "d.weights.h5")
+    fresh.load_weights(tmp_path / "d.weights.h5")
+    for loaded in (fresh, keras.models.load_model(tmp_path / "d.keras")):
+        assert loaded.base.components == 4 and loaded.base.most_components == 8
+        again = loaded.log_density(x[:9], normalized=False)
+        np.testing.assert_allclose(again, values, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(loaded.score(x[:9]), score, rtol=1e-4, atol=1e-5)
+    copied = copy_of(dde.base)
+    np.testing.assert_array_equal(
+        copied(tf.constant(x), tf.constant(0.5)), dde.base(tf.constant(x), tf.constant(0.5))
+    )
+    dde.adapt(np.random.default_rng(0).standard_t(2, (1_000, 2)))  # as many, but of another kind
+    assert dde.base.heavy_tailed and dde.base.components == 8
+    dde.adapt(other)
+    assert dde.base.components == 1 and len(dde.base.weights) == 3
+    expected = dde.at(tf.constant(x[:9]), tf.constant(SIGMA))
+    np.testing.assert_allclose(dde.log_density(x[:9], normalized=False), expected, rtol=1e-5)
+
+
+def test_the_score_is_that_of_finite_differences():
+    x = Exact(2).sample(2_000, 1)
+    dde = density(tfdde.LogUniform(SIGMA, 8.0))
+    dde.adapt(x)
+    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=8)
+    network_only = lambda y: dde.correction(tf.constant(y), tf.constant(SIGMA)).numpy()  # noqa: E731
+    y, h = x[:20], 1e-2
+    for column in range(2):
+        step = np.float32(h * np.eye(2)[column])
+        up, down = (
+            mixture.log_density(np.float64(y + s), SIGMA) + network_only(y + s)
+            for s in (step, -step)
+        )
+        slope = (up - down) / (2 * h)
+        np.testing.assert_allclose(dde.score(y)[:, column], slope, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("n", [2, 8, 21])
+def test_log_z_of_an_exact_mixture_is_zero(n):
+    x = Exact(n).sample(6_000, 1)
+    network = networks.residual_mlp(n, 8, 1, levels=True)
+    network.set_weights([0 * w for w in network.get_weights()])  # s is the base
+    dde = tfdde.DDE(
+        network, tfdde.LogUniform(SIGMA, 12.0), tfdde.GaussianBase(n, most_components=8)
+    )
+    dde.adapt(x[:5_000])
+    assert dde.base.components > 1
+    found = dde.log_partition(x[5_000:], samples=2_000, seed=1)
+    assert found.trusted
+    assert found.standard_error < 0.2
+    assert abs(found.value) < 3 * found.standard_error + 0.01
+
+
+def test_all_artifacts_have_the_mixture_and_its_gradient(tmp_path):
+    x = Exact(2).sample(2_000, 1)
+    dde = density(tfdde.LogUniform(SIGMA, 8.0))
+    dde.adapt(x)
+    dde.partition = tfdde.LogPartition.around(0.5, 0.01, 900.0, "ladder", SIGMA)
+    for path, export in (
+        ("d.tflite", serving.export_tflite),
+        ("savedmodel", serving.export_savedmodel),
+    ):
+        _, errors = export(tmp_path / path, dde)
+        assert max(errors["log_density"], errors["score"]) < 1e-5
+    folder, errors = serving.export_onnx(tmp_path / "onnx", dde)
+    assert max(errors.values()) < 1e-5
+    session = onnxruntime.InferenceSession(folder / "log_density/1/model.onnx")
+    (values,) = session.run(None, {"x": x[:9]})
+    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=8)
+    own = mixture.log_density(np.float64(x[:9]), SIGMA) - 0.5
+    own += dde.correction(tf.constant(x[:9]), tf.constant(SIGMA))
+    np.testing.assert_allclose(values, own, atol=1e-3)
