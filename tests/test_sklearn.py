@@ -297,6 +297,17 @@ def plane(**kwargs):
     return DDEstimator(random_state=0, **{**settings, **kwargs})
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_base_can_be_a_mixture():
+    x = np.random.default_rng(0).choice([-4.0, 4.0], (2_000, 2)) * [1.0, 100.0]
+    x += np.random.default_rng(1).standard_normal(x.shape) * [1.0, 100.0]
+    weights = np.where(x[:, 0] > 0, 4.0, 1.0)
+    base = tiny(base="mixture").fit(x, sample_weight=weights).dde_.base
+    assert base.components == 4
+    assert base._mixture["weights"].numpy().max() == pytest.approx(0.4, abs=0.03)
+    assert tiny().fit(x).dde_.base.components == 1
+
+
 def test_columns_of_any_scale_have_the_density_of_standardised_ones():
     """The fit is that of the columns standardised by hand in float64, in other units."""
     x = PLANE * [1e-12, 1e12] + [0.0, 1e13]
@@ -402,6 +413,7 @@ def test_a_sigma_that_float32_cannot_hold_is_to_blame_itself():
         ("steps", 0, "`steps` must be an integer >= 1, got 0"),
         ("batch_size", "all", "`batch_size` must be an integer >= 1, got 'all'"),
         ("learning_rate", -1.0, "`learning_rate` must be a finite number > 0, got -1.0"),
+        ("base", "one", "`base` must be 'gaussian' or 'mixture', got 'one'"),
         ("partition_samples", 10, "`partition_samples` must be an integer >= 200, got 10"),
     ],
 )

@@ -20,7 +20,14 @@ from tfdde.noise import LogUniform, Noise
 from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows, check_weights
 
+BASES = {"gaussian": 1, "mixture": 32}  # the most components of each
 ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
+
+
+def check_base(base: str) -> None:
+    """Raise a ValueError unless ``table_density`` knows this ``base``."""
+    if base not in BASES:
+        raise ValueError(f"`base` must be 'gaussian' or 'mixture', got {base!r}.")
 
 
 def table_density(
@@ -31,6 +38,7 @@ def table_density(
     normalization: keras.layers.Normalization | Schema | None = None,
     seed: int | None = None,
     sample_weight: Any = None,
+    base: str = "gaussian",
 ) -> DDE:
     """Return the density that the benchmarks found best for tables.
 
@@ -53,18 +61,24 @@ def table_density(
         seed: of noise and order of the rows; the network's weights are drawn by
             ``keras.utils.set_random_seed``.
         sample_weight: of the rows, shape (rows,), as ``DDE.fit`` takes them.
+        base: what the network corrects: one "gaussian", or a "mixture" of at most 16 Gaussians
+            with a covariance each, if so many suffice for the rows
+            (``tfdde.networks.full_mixture``).
 
     Returns:
         A ``DDE`` that is not compiled yet.
 
     Raises:
-        ValueError: wrong shape, NaN or infinity, fewer than two rows, or bad weights.
+        ValueError: wrong shape, NaN or infinity, fewer than two rows, bad weights, or another
+            ``base``.
     """
+    check_base(base)
     x = check_rows(x, "x", np.shape(x)[1:2] or (1,), dtype=row_dtype(normalization))
     weights = check_weights(sample_weight, len(x))
     n, levels = x.shape[1], isinstance(noise, LogUniform)
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
-    dde = DDE(network, noise, GaussianBase(n), normalization, antithetic=True, seed=seed)
+    of_rows = GaussianBase(n, most_components=BASES[base])
+    dde = DDE(network, noise, of_rows, normalization, antithetic=True, seed=seed)
     dde.adapt(x, weights)
     rows = len(x) if weights is None else np.count_nonzero(weights)
     if n <= min(width, rows // ROWS_PER_COLUMN):

@@ -22,7 +22,7 @@ from tfdde.datasets.batches import stream
 from tfdde.models.sampling import draw
 from tfdde.noise import LogUniform
 from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
-from tfdde.recipes import table_density
+from tfdde.recipes import check_base, table_density
 from tfdde.tables import Schema
 from tfdde.tables.frames import as_frame, check_kind, is_frame
 from tfdde.utils.checks import check_integer, check_positive, check_weights
@@ -87,6 +87,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             combinations of earlier ones; None refuses such columns.
         tails: "keep": columns with heavy tails are only centred and scaled; None takes their asinh
             where it makes held-out values likelier, which ``schema_.notices`` tell.
+        base: "gaussian" or "mixture", as of ``tfdde.recipes.table_density``.
         random_state: int, RandomState or None; an int gives the same fit each time.
         verbose: 0, 1 or 2, as in ``keras.Model.fit``; above 0 ``fit`` prints what was done to the
             columns.
@@ -113,6 +114,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         missing: str | None = None,
         dependent: str | None = None,
         tails: str | None = None,
+        base: str = "gaussian",
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -127,6 +129,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         self.missing = missing
         self.dependent = dependent
         self.tails = tails
+        self.base = base
         self.random_state = random_state
         self.verbose = verbose
 
@@ -157,6 +160,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         steps, batch_size = (check_integer(getattr(self, k), k) for k in ("steps", "batch_size"))
         samples = check_integer(self.partition_samples, "partition_samples", TRUSTED_SAMPLES)
         rate = check_positive(self.learning_rate, "learning_rate")
+        check_base(self.base)
         X = self._table(X, ensure_min_samples=2)  # noqa: N806
         weights = check_weights(sample_weight, len(X))
         if weights is not None:  # rows of weight 0 are no rows
@@ -185,7 +189,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         train_shares = None if shares is None else shares[held_back:]
         noise = LogUniform(sigma, self.sigma_max)
         with _initializers_seeded(seeds[0]):
-            settings = self.width, self.depth, schema, seeds[1], train_shares
+            settings = self.width, self.depth, schema, seeds[1], train_shares, self.base
             dde = table_density(train, noise, *settings)
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
         dde.compile(keras.optimizers.Adam(schedule, use_ema=True))

@@ -71,6 +71,8 @@ def parse(argv):
     add, count, number = parser.add_argument, runs.positive_int, runs.positive_float
     add("--width", type=count, help="units of a layer")
     add("--depth", type=count, help="residual layers")
+    text = "what the network corrects: one Gaussian (the default), or a mixture of several"
+    add("--base", choices=[*recipes.BASES], help=text)
     add("--sigma", type=number, help="lowest noise level")
     add("--sigma-max", type=number, help="highest noise level")
     add("--batch-size", type=count, help="rows a step")
@@ -85,6 +87,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     name = command_line.check_table_options(parser, args)
     args.output = args.output or f"runs/{name}"
+    if args.paper and args.base == "mixture":
+        parser.error("--base mixture is not for --paper, whose base is one Gaussian")
     if not args.paper and args.sigma_max <= args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} must exceed --sigma {args.sigma}")
     return args
@@ -112,7 +116,7 @@ def build(args, x, schema=None):
         rate = schedules.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
     else:
         noise = tfdde.LogUniform(args.sigma, args.sigma_max)
-        dde = recipes.table_density(x, noise, *settings)
+        dde = recipes.table_density(x, noise, *settings, base=args.base or "gaussian")
         rate = schedules.CosineDecay(args.learning_rate, args.steps)
     # The weights are averaged over about 100 steps.
     adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)

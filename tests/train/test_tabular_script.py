@@ -261,6 +261,14 @@ def test_settings_of_the_paper(tabular, name, width, sigma):
     np.testing.assert_allclose(rates, 2.5e-4 * np.array([1, 1, 1 / 2, 1 / 8]), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("base", "components"), [([], 1), (["--base=mixture"], 4)])
+def test_the_base_that_was_asked_for(tabular, base, components):
+    args = tabular.parse(["--dataset=wine", "--width=8", "--depth=1", *base])
+    centres = np.random.default_rng(0).choice([-4.0, 4.0], (2_000, 2))
+    x = centres + np.random.default_rng(1).standard_normal((2_000, 2))
+    assert tabular.build(args, x).base.components == components
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -270,6 +278,8 @@ def test_settings_of_the_paper(tabular, name, width, sigma):
         (["--dataset=wine", "--columns", "a"], "--columns needs --data"),
         (["--dataset=wine", "--sigma=9"], "--sigma-max 8.0 must exceed --sigma 9.0"),
         (["--dataset=wine", "--steps=0"], "argument --steps: .*'0'"),
+        (["--dataset=wine", "--base=one"], "argument --base: .*'one'.*gaussian.*mixture"),
+        (["--dataset=power", "--paper", "--base=mixture"], "--base mixture is not for --paper"),
     ],
 )
 def test_wrong_arguments(tabular, capsys, args, message):
