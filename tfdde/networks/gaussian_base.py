@@ -13,7 +13,7 @@ from tfdde.losses import per_row
 from tfdde.networks.full_mixture import fit_if_it_suffices
 from tfdde.networks.heavy_tails import COMPONENTS, fit_if_heavy_tailed
 from tfdde.networks.layers import log_squash, log_sum_exp
-from tfdde.utils.checks import check_integer, check_rows, check_weights
+from tfdde.utils.checks import check_integer, check_positive, check_rows, check_weights
 from tfdde.utils.statistics import mean_and_covariance
 
 FOR_TAILS = 10  # variables in a file of a base for heavy tails; of the other mixture there are 8
@@ -141,8 +141,10 @@ class GaussianBase(keras.layers.Layer):
                 covariance each is fitted for.
 
         Raises:
-            ValueError: wrong shape, NaN or infinity, fewer than two rows, or bad weights.
+            ValueError: wrong shape, NaN or infinity, fewer than two rows, bad weights, or a
+                ``sigma`` that is neither 0 nor positive.
         """
+        sigma = check_positive(sigma, "sigma") if sigma != 0 else 0.0
         x = check_rows(x, "x", self.row_shape)
         weights = check_weights(sample_weight, len(x))
         if len(x) < 2:
