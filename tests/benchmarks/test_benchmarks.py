@@ -4,6 +4,7 @@ import ast
 import time
 from pathlib import Path
 
+import bases
 import families
 import likelihoods
 import mutation
@@ -182,6 +183,31 @@ def test_peers_are_normalised(method):
     grid, cell = metrics.grid(-40, 42, 500)
     assert logsumexp(log_density(grid)) + np.log(cell) == pytest.approx(0, abs=1e-3)
     assert facts["seconds"] > 0
+
+
+def test_budgets_can_be_of_processor_time(monkeypatch):
+    monkeypatch.setattr(peers.Clock, "now", peers.Clock.now)  # restored at the end
+    truth = family("mixture", 2)
+    x, y = truth.sample(100, seed=1), truth.sample(50, seed=2)
+    log_q, facts = peers.fit_and_evaluate("kde", x, x, y, 0.5, 0.3, 0, {"cpu": True})
+    assert log_q.shape == (50,) and facts["bandwidth"] > 0
+    clock = peers.Clock(1.0)
+    time.sleep(0.5)
+    assert clock.elapsed < 0.25
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds", "5"], "--seeds must be >= 100, got 5"),
+        (["--only", "diamonds"], "--data-dir is needed for diamonds"),
+    ],
+)
+def test_bases_refuse(monkeypatch, capsys, args, message):
+    monkeypatch.setattr("sys.argv", ["bases.py", *args])
+    with pytest.raises(SystemExit):
+        bases.main()
+    assert message in capsys.readouterr().err
 
 
 def test_kernel_density():
