@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,8 @@ class Moves:
         self._path, self._groups = path, groups
         # A function of its own is traced once, although ``_moves`` calls it in two places.
         self._value_and_score = tf.function(self._at, reduce_retracing=True, autograph=False)
-        self._run = tf.function(self._moves, reduce_retracing=True, autograph=False)
+        # A partial, so that TensorFlow does not take the traces of several objects for retracing.
+        self._run = tf.function(partial(self._moves), reduce_retracing=True, autograph=False)
 
     def __call__(
         self, rows: np.ndarray, level: Any, scale: Any, count: int, seed: int
