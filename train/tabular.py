@@ -72,7 +72,7 @@ def parse(argv):
     add("--width", type=count, help="units of a layer")
     add("--depth", type=count, help="residual layers")
     text = "what the network corrects: one Gaussian (the default), or a mixture of several"
-    add("--base", choices=[*recipes.BASES], help=text)
+    add("--base", choices=[*recipes.BASES], default="gaussian", help=text)
     add("--sigma", type=number, help="lowest noise level")
     add("--sigma-max", type=number, help="highest noise level")
     add("--batch-size", type=count, help="rows a step")
@@ -116,7 +116,7 @@ def build(args, x, schema=None):
         rate = schedules.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
     else:
         noise = tfdde.LogUniform(args.sigma, args.sigma_max)
-        dde = recipes.table_density(x, noise, *settings, base=args.base or "gaussian")
+        dde = recipes.table_density(x, noise, *settings, base=args.base)
         rate = schedules.CosineDecay(args.learning_rate, args.steps)
     # The weights are averaged over about 100 steps.
     adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
