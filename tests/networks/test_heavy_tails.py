@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from new_base import adapted_and_loaded
 from scipy import stats
 
 import tfdde
@@ -136,22 +137,7 @@ def test_what_was_traced_before_follows_the_base(tmp_path):
     dde.compile()
     dde.fit(x[:64], verbose=0)
     dde.network.set_weights([w + 0.01 for w in dde.network.get_weights()])
-    before = dde.log_density(x[:9], normalized=False)
-    fresh.log_density(x[:9], normalized=False)  # traced, with a Gaussian
-    dde.adapt(x)
-    values, score = dde.log_density(x[:9], normalized=False), dde.score(x[:9])
-    assert np.abs(values - before).max() > 0.1
-    inside = dde.at(tf.constant(x[:9]), tf.constant(0.2))
-    np.testing.assert_allclose(values, inside, rtol=1e-5, atol=1e-5)
-    assert np.isfinite(dde.evaluate(x, verbose=0))
-    dde.save(tmp_path / "d.keras")
-    dde.save_weights(tmp_path / "d.weights.h5")
-    fresh.load_weights(tmp_path / "d.weights.h5")
-    for other in (fresh, keras.models.load_model(tmp_path / "d.keras")):
-        np.testing.assert_allclose(
-            other.log_density(x[:9], normalized=False), values, rtol=1e-5, atol=1e-5
-        )
-        np.testing.assert_allclose(other.score(x[:9]), score, rtol=1e-4, atol=1e-5)
+    adapted_and_loaded(dde, fresh, x, 0.2, tmp_path)
     dde.adapt(light)
     assert not dde.base.heavy_tailed and len(dde.base.weights) == 3
     expected = dde.at(tf.constant(x[:9]), tf.constant(0.2))
