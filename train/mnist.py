@@ -100,7 +100,7 @@ def parse(argv, dataset=None):
     add("--activation", choices=ACTIVATIONS, help="of s_p and s_q")
     add("--sigma", type=number, help="noise level, in units of a pixel in [0, 1]")
     add("--sigma-max", type=number, help="highest level; equal to --sigma: only one")
-    command_line.add_ratio_options(parser)
+    command_line.add_generator_options(parser)
     text = "estimate log Z and the held-out log-likelihood"
     add("--log-z", action=argparse.BooleanOptionalAction, help=text)
     add("--latent-dim", type=count, default=LATENTS.get(dataset, 16), help="dimensions of z")
@@ -108,7 +108,6 @@ def parse(argv, dataset=None):
     add("--dde-steps", type=count, help="updates of s_q for one of the generator")
     add("--steps", type=count, help="steps of the density")
     add("--generator-steps", type=count, help="steps of the generator")
-    add("--ema", type=number, help="momentum of the averages of g's weights")
     add("--epoch-steps", type=count, help="steps to a line of the log, a picture, a checkpoint")
     add("--learning-rate", type=number, help="Adam's for s_p, falling to 0")
     add("--dde-learning-rate", type=number, help="Adam's for s_q, likewise")
@@ -120,9 +119,7 @@ def parse(argv, dataset=None):
     args.output = args.output or f"runs/{dataset}"
     if args.sigma_max < args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} is below --sigma {args.sigma}")
-    if args.ema >= 1:
-        parser.error(f"--ema must be below 1, got {args.ema:g}")
-    command_line.check_ratio_options(parser, args)
+    command_line.check_generator_options(parser, args)
     return args
 
 

@@ -59,9 +59,8 @@ def parse(argv):
     add("--generator-learning-rate", type=number, default=2e-3, help="Adam's for g, likewise")
     relative = "s_q's network learns s_q - s_p (None: with several levels)"
     add("--relative", action=argparse.BooleanOptionalAction, help=relative)
-    command_line.add_ratio_options(parser)
+    command_line.add_generator_options(parser)
     add("--level-power", type=float, default=1.0, help="levels weigh (sigma / --sigma) to this")
-    add("--ema", type=number, default=0.998, help="momentum of the averages of g's weights")
     command_line.add_device_option(parser)
     command_line.set_preset(parser, command_line.read_preset(PRESETS, preset, DEFAULT))
     args = parser.parse_args(argv)
@@ -72,9 +71,7 @@ def parse(argv):
         args.relative = args.sigma_max > args.sigma or args.ratio == "logistic"
     if args.ratio == "logistic" and not args.relative:
         parser.error("--ratio logistic learns s_q - s_p: it can't be with --no-relative")
-    command_line.check_ratio_options(parser, args)
-    if args.ema >= 1:
-        parser.error(f"--ema must be below 1, got {args.ema}")
+    command_line.check_generator_options(parser, args)
     if args.generator_steps < 0:
         parser.error(f"--generator-steps must be >= 0, got {args.generator_steps}")
     return args

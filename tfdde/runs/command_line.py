@@ -114,7 +114,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", nargs="+", metavar="GPU:0", help=text)
 
 
-def add_ratio_options(parser: argparse.ArgumentParser) -> None:
+def add_generator_options(parser: argparse.ArgumentParser) -> None:
     """Add the options on how a generator's s_q - s_p and g are learned."""
     kinds = ("denoising", "logistic")
     parser.add_argument("--ratio", choices=kinds, default=kinds[0], help="how s_q - s_p is learned")
@@ -123,10 +123,12 @@ def add_ratio_options(parser: argparse.ArgumentParser) -> None:
     text = "update both from one pass through both networks, with --ratio logistic"
     kind = argparse.BooleanOptionalAction
     parser.add_argument("--one-stage", action=kind, default=False, help=text)
+    text = "momentum of the averages of g's weights"
+    parser.add_argument("--ema", type=positive_float, default=0.998, help=text)
 
 
-def check_ratio_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with an error if the options of ``add_ratio_options`` can't be."""
+def check_generator_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with an error if the options of ``add_generator_options`` can't be."""
     if not 0 <= args.forward <= 1:
         parser.error(f"--forward must be from 0 to 1, got {args.forward:g}")
     if args.forward and args.ratio != "logistic":
@@ -136,6 +138,8 @@ def check_ratio_options(parser: argparse.ArgumentParser, args: argparse.Namespac
             "--one-stage needs --ratio logistic and --dde-steps 1, got "
             f"{args.ratio} and {args.dde_steps}"
         )
+    if args.ema >= 1:
+        parser.error(f"--ema must be below 1, got {args.ema:g}")
 
 
 def add_table_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
