@@ -212,7 +212,7 @@ def main():
     else:
         keras.utils.set_random_seed(args.seed)
         if args.clock == "cpu":
-            peers_images.CLOCK = time.process_time
+            peers_images.Clock.now = staticmethod(time.process_time)
         train = peers_images.METHODS[args.method]
         sample, seconds, parameters = train(data.x_train, args.seconds, args.seed, args.rate)
     sample(TIMED)

@@ -1,10 +1,9 @@
 """Other generators of images, made of stock Keras layers and trained for a given time."""
 
-import time
-
 import keras
 import numpy as np
 import tensorflow as tf
+from peers import Clock
 
 from tfdde.networks import convolutional
 
@@ -12,7 +11,6 @@ LATENT, BATCH, WIDTH = 16, 64, 32
 PENALTY, CRITIC_STEPS = 10.0, 3  # of WGAN-GP; 5 steps of the critic learn slower here
 R1 = 1.0  # weight of the non-saturating GAN's penalty
 EULER = 50  # steps of the flow's sampler
-CLOCK = time.time  # what the seconds of a training are measured by
 
 
 def _batches(x, seed):
@@ -71,13 +69,13 @@ def _adversarial(x, seconds, seed, rate, critic_loss, generator_loss, critic_ste
             loss = generator_loss(critic(generator(tf.random.normal((BATCH, LATENT)))))
         descend(loss, tape, 0)
 
-    batches, start = _batches(x, seed), CLOCK()
-    while (passed := CLOCK() - start) < seconds:
-        _decay(optimizers, (rate, rate), passed / seconds)
+    batches, clock = _batches(x, seed), Clock(seconds)
+    while (share := clock.share) < 1:
+        _decay(optimizers, (rate, rate), share)
         for _ in range(critic_steps):
             critic_step(next(batches))
         generator_step()
-    took = CLOCK() - start
+    took = clock.elapsed
     optimizers[0].finalize_variable_values(generator.trainable_variables)
     z = np.random.default_rng(1).standard_normal((100_000, LATENT)).astype("float32")
 
@@ -168,11 +166,11 @@ def flow_matching(x, seconds, seed, rate=2e-3):
         gradients = tape.gradient(loss, [v.value for v in variables])
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-    batches, start = _batches(x, seed), CLOCK()
-    while (passed := CLOCK() - start) < seconds:
-        _decay([optimizer], [rate], passed / seconds)
+    batches, clock = _batches(x, seed), Clock(seconds)
+    while (share := clock.share) < 1:
+        _decay([optimizer], [rate], share)
         step(next(batches))
-    took = CLOCK() - start
+    took = clock.elapsed
     optimizer.finalize_variable_values(net.trainable_variables)
 
     @tf.function
