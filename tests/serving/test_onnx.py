@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tensorflow as tf
 from test_serving import IMAGE, assert_close, make_models, rows
 
 import tfdde
@@ -173,3 +174,31 @@ def test_script(tmp_path, capsys):
     assert f"Wrote {tmp_path / 'onnx'}" in capsys.readouterr().out
     assert script.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: `folder` must not exist yet")
+
+
+def test_the_cap_of_a_correction_is_exported(tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    data = rows((3,), 500)
+    network = networks.residual_mlp(3, 8, 2, activation="silu", levels=True)
+    network.set_weights(
+        [w + 0.3 * np.sin(np.arange(w.size).reshape(w.shape)) for w in network.get_weights()]
+    )
+    dde = tfdde.DDE(network, tfdde.LogUniform(0.5, 4.0))
+    dde.adapt(data)
+    far = 200 * rows((3,), 64, seed=1)
+    free = dde.log_density(far, normalized=False).numpy()
+    dde.cap_correction(data)
+    expected = dde.log_density(far, normalized=False).numpy()
+    assert (expected < free - 1).any()
+    saved, _ = serving.export_savedmodel(tmp_path / "saved", dde)
+    lite, _ = serving.export_tflite(tmp_path / "model.tflite", dde)
+    onnx, _ = serving.export_onnx(tmp_path / "onnx", dde)
+    signature = tf.saved_model.load(str(saved)).signatures["log_density"]
+    got = signature(x=tf.constant(far))["log_density"]
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    interpreter = Interpreter(model_path=str(lite))
+    assert_close(interpreter.get_signature_runner("log_density")(x=far)["log_density"], expected)
+    assert_close(interpreter.get_signature_runner("score")(x=far)["score"], dde.score(far))
+    session = onnxruntime.InferenceSession(onnx / "log_density/1/model.onnx")
+    assert_close(session.run(None, {"x": far})[0], expected)

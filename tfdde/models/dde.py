@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.losses import dde_loss, joint_loss, score_of
+from tfdde.models.correction_cap import MANY_ENTRIES, cap_at, capped, caps_of, doubted
 from tfdde.models.known_log_z import KnownLogZ
 from tfdde.models.trainer import (
     Trainer,
@@ -134,6 +135,8 @@ class DDE(Trainer):
 
     Attributes:
         condition_dim: entries of a condition, 0 for a density without conditions.
+        caps: of what the network adds to the base, at levels from the lowest to the highest, in
+            nats; None without ``cap_correction``.
 
     Raises:
         ValueError: the network is not scalar or not built, or another argument is of the wrong
@@ -185,7 +188,8 @@ class DDE(Trainer):
         self._known_log_z = KnownLogZ(lambda: hash_of(self._all_weights()))
         self._level_reached: float | None = None
         self.loss_tracker = keras.metrics.Mean(name="loss")
-        self._base_traced = base and (base.heavy_tailed, base.components)  # as functions have it
+        self.caps: tuple[float, ...] | None = None
+        self._traced_with = self._parts_in_traces()
         self._rows_evaluated = tf.Variable(
             0,
             dtype=tf.int64,
@@ -354,6 +358,9 @@ class DDE(Trainer):
             float32 tensor, shape (batch,), in nats up to a constant.
         """
         s = self.correction(x, sigma, *condition)
+        if self.caps is not None:
+            assert isinstance(self.noise, LogUniform)
+            s = capped(s, cap_at(self.caps, self.noise.place(sigma)))
         # Not "+": TFLite can't convert its gradient when the batch size is dynamic.
         return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
 
@@ -528,11 +535,12 @@ class DDE(Trainer):
 
     def make_train_function(self, force: bool = False) -> Callable:
         self._level_reached = None  # from now on that of the optimizer
-        self._follow_base()
+        self._uncap()
+        self._follow_parts()
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Callable:
-        self._follow_base()
+        self._follow_parts()
         return super().make_test_function(force)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
@@ -686,7 +694,7 @@ class DDE(Trainer):
 
         Pixels may have the noise of ``level``.
         """
-        self._follow_base()
+        self._follow_parts()
         rows = to_rows(x, "x", self.data_shape, self.row_dtype)
         values_known = not tf.is_tensor(x) or tf.executing_eagerly()
         if values_known and len(self.data_shape) == 3:
@@ -727,12 +735,16 @@ class DDE(Trainer):
 
         return call
 
-    def _follow_base(self) -> None:
-        """Trace all functions anew if the base has become another mixture, or a Gaussian, since."""
-        base = self.base and (self.base.heavy_tailed, self.base.components)
-        if base == self._base_traced:
+    def _parts_in_traces(self) -> tuple[Any, ...]:
+        """What changes the functions themselves, not only the numbers in their variables."""
+        return self.base and (self.base.heavy_tailed, self.base.components), self.caps
+
+    def _follow_parts(self) -> None:
+        """Trace all functions anew if the kind of base, or the caps, have changed since."""
+        parts = self._parts_in_traces()
+        if parts == self._traced_with:
             return
-        self._base_traced = base
+        self._traced_with = parts
         for name in ("evaluator", "_log_density", "_score"):
             self.__dict__.pop(name, None)
         self.train_function = self.test_function = None
@@ -740,6 +752,52 @@ class DDE(Trainer):
             self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
 
     # log Z.
+
+    def cap_correction(self, x: Any, seed: int = 0) -> None:
+        """Cap what the network adds to the base slightly above what it adds at noisy rows.
+
+        Elsewhere than at noisy rows a network may add thousands of nats, and then e^s has its mass
+        where no row is. s of rows like these stays the same, except for a few that exceed the
+        cap. The caps are saved with the density and exported. Training on, or setting weights,
+        removes them. ``log_partition`` calls this method on its own for rows of more than 100
+        entries, where the checks of log Z would not be enough.
+
+        >>> dde.cap_correction(x)
+        >>> len(dde.caps)
+        17
+
+        Args:
+            x: training rows, shape (rows, *data_shape), of which 2,000 are taken.
+            seed: of their order and noise.
+
+        Raises:
+            ValueError: wrong shape, NaN, infinity, no rows, a conditional density, or one
+                without ``LogUniform`` noise.
+        """
+        if not self._can_be_capped:
+            kind = "a conditional density" if self.condition_dim else repr(self.noise)
+            raise ValueError(
+                f"`cap_correction` needs LogUniform noise and no conditions, got {kind}."
+            )
+        rows = check_pixels(check_rows(x, "x", self.data_shape, dtype=self.row_dtype), "x")
+        self._uncap()
+        self._cap(self.inside(tf.constant(rows)).numpy(), seed)
+
+    @property
+    def _can_be_capped(self) -> bool:
+        return isinstance(self.noise, LogUniform) and not self.condition_dim
+
+    def _cap(self, inside: np.ndarray, seed: int) -> None:
+        assert isinstance(self.noise, LogUniform)
+        evaluate = Evaluator(self.correction, self.data_shape)
+        self.caps = caps_of(evaluate, inside, self.noise, seed)
+        self._known_log_z.forget()
+        self._follow_parts()
+
+    def _uncap(self) -> None:
+        if self.caps is not None:
+            self.caps = None
+            self._known_log_z.forget()
 
     @property
     def partition(self) -> LogPartition | None:
@@ -787,6 +845,7 @@ class DDE(Trainer):
 
     def before_weights_change(self) -> None:
         self._known_log_z.adopt_weights()
+        self._uncap()
 
     def _trusted_log_z(self, sigma: float, conditions: Any = None) -> tuple[Any, str]:
         """A trusted log Z, or None if there is none, and where it was looked for, in words.
@@ -865,7 +924,6 @@ class DDE(Trainer):
                 many conditions, too few rows of one, or a ``precision`` for another method than
                 the ladder.
         """
-        self._follow_base()
         rows = check_rows(data, "data", self.data_shape, dtype=self.row_dtype)
         rows = check_pixels(rows, "data")
         self.check_resolution(rows, "data")
@@ -879,15 +937,21 @@ class DDE(Trainer):
             rows, weights = rows[some], weights[some].astype(np.float64)
             c = None if c is None else c[some]
         rows = self.inside(tf.constant(rows)).numpy()
+        if self.caps is None and self._can_be_capped and rows[0].size > MANY_ENTRIES:
+            self._cap(rows, seed)
+        self._follow_parts()
         settings = self.noise, method, sigma, samples, moves, seed
         self._warn_of_low_noise(rows)
         result: LogPartition | LogPartitions
         if c is None:
             result = estimate(self.evaluator, rows, *settings, weights, precision, verbose)
+            result = doubted(result, self.caps, rows[0].size)
             self._known_log_z.add(None, result)
         else:
             result = estimate_by_condition(self.at, rows, c, *settings, weights, precision, verbose)
-            for condition, found in zip(result.conditions, result.estimates, strict=True):
+            estimates = tuple(doubted(z, self.caps, rows[0].size) for z in result.estimates)
+            result = LogPartitions(result.conditions, estimates)
+            for condition, found in zip(result.conditions, estimates, strict=True):
                 self._known_log_z.add(condition, found)
         if not result.trusted:
             advice = "train with tfdde.LogUniform noise and use the ladder"
@@ -942,6 +1006,7 @@ class DDE(Trainer):
             "normalization": keras.saving.serialize_keras_object(self.normalization),
             "antithetic": self.antithetic,
             "time_weight": self.time_weight,
+            "caps": self.caps,
             "log_z": self._known_log_z.get_config(),
             "level_reached": self.level_reached if self.decaying else None,
             "seed": self.seed,
@@ -953,10 +1018,12 @@ class DDE(Trainer):
         config = dict(config)
         log_z = config.pop("log_z", None) or _log_z_of_earlier_versions(config)
         level_reached = config.pop("level_reached", None)
+        caps = config.pop("caps", None)
         for name in ("network", "noise", "base", "normalization"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         dde = cls(**config)
         dde._level_reached = level_reached
+        dde.caps = caps and tuple(caps)
         dde._known_log_z.restore(log_z)
         return dde
 

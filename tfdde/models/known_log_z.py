@@ -46,6 +46,10 @@ class KnownLogZ:
         self._estimates = self._valid() | {(condition, estimate.sigma): estimate}
         self._weights = self._fingerprint()
 
+    def forget(self) -> None:
+        """Discard all estimates."""
+        self._estimates = {}
+
     def discard(self, conditional: bool) -> None:
         """Discard the estimates with a condition, or those without one."""
         kept = {key: z for key, z in self._valid().items() if (key[0] is not None) != conditional}
