@@ -102,7 +102,7 @@ def train_tfdde(args, more):
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.output or scratch + "/run"
         where = ["--data-dir", str(args.data_dir)] if args.data_dir else []
-        command = [sys.executable, script, *more, *where, "--output", folder]
+        command = [sys.executable, script, "--no-log-z", *more, *where, "--output", folder]
         start, used = time.time(), children_time()
         if code := subprocess.run(command).returncode:
             raise SystemExit(code)

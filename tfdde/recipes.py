@@ -214,9 +214,11 @@ def image_models(
             of some dozen pixels; "dense" for the paper's dense blocks, which start along the
             covariance and the principal components of the images.
         width: channels or units of a layer, of all three networks.
-        depth: residual layers of a resolution, or layers of a dense block. A convolutional
-            log-ratio network that learns by logistic loss is smaller: it has half as many,
-            a dense layer of 2 ``width`` units, and shifts of channels.
+        depth: residual layers of a resolution, or layers of a dense block. With the logistic
+            loss both convolutional networks are smaller, since steps are worth more than weights:
+            they have half as many, and a dense layer of 2 ``width`` units. The log-ratio network
+            has shifts of channels. That of s_p, which the generator then does not need, has half
+            the width, and learns by time scores too, for its log Z.
         activation: of the densities' networks.
         latent_dim: entries of a latent z.
         dde_steps: updates of s_q for one of the generator.
@@ -240,10 +242,14 @@ def image_models(
         sizes: dict[str, Any] = {"activation": activation, "levels": many}
         time_weight = 0.0  # it would help to normalise s_p, which a generator does not need
         if kind == "conv":
-            if log_ratio:  # of which steps are worth more than weights
-                sizes |= {"shifts": "channel", "units": 2 * width}
-            layers = max(1, depth // 2) if log_ratio else depth
-            network = convolutional.conv_density(shape, width, layers, **sizes)
+            channels, layers = width, depth
+            if ratio == "logistic":
+                sizes["units"], layers = 2 * width, max(1, depth // 2)
+            if log_ratio:
+                sizes["shifts"] = "channel"
+            elif ratio == "logistic":
+                channels, time_weight = max(1, width // 2), 0.1
+            network = convolutional.conv_density(shape, channels, layers, **sizes)
         elif kind == "residual":
             network = networks.residual_mlp(shape, width, depth, experts=4, **sizes)
             time_weight = 0.1

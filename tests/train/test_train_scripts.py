@@ -110,6 +110,11 @@ def test_toy(toy, tmp_path, capsys, dataset, high):
     assert "started with width = 8, not 9" in capsys.readouterr().err
 
 
+def channels(network):
+    """Of its first convolution."""
+    return next(n.filters for n in network.layers if isinstance(n, keras.layers.Conv2D))
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -124,7 +129,7 @@ def test_toy(toy, tmp_path, capsys, dataset, high):
 )
 def test_images(tmp_path, idx_folder, name, options):
     folder = tmp_path / "run"
-    args = ["--width=8", "--batch-size=16", "--no-jit", "--depth=1"]
+    args = ["--width=8", "--batch-size=16", "--no-jit", "--depth=1", "--no-log-z"]
     args += ["--steps=3", "--generator-steps=3", f"--data-dir={idx_folder}", f"--output={folder}"]
     kwargs = {} if name == "mnist" else {"dataset": name}
     assert mnist.main([*args, *options], **kwargs) == 0
@@ -133,9 +138,10 @@ def test_images(tmp_path, idx_folder, name, options):
     sigmas = {"--paper": 0.5, "--preset=full": 0.25}
     assert density.noise.sigma == next((v for k, v in sigmas.items() if k in options), 0.05)
     generator = keras.saving.load_model(folder / "generator.keras")
-    if not options:  # the log-ratio is learned by a smaller network, in one stage
+    if not options:  # s_p, which the generator does not need, has half the channels
         s_p, r = generator.data_dde.network, generator.generated_dde.network
-        assert generator.one_stage and r.count_params() < s_p.count_params() / 2
+        assert generator.one_stage and [channels(n) for n in (s_p, r)] == [4, 8]
+        assert density.time_weight == 0.1
     images = generator.sample(2, seed=1).numpy()
     assert images.shape == (2, 28, 28, 3 if name == "stacked_mnist" else 1)
     assert images.min() >= 0 and images.max() <= 1
@@ -156,8 +162,7 @@ def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
 
     monkeypatch.delenv("TFDDE_DATA_DIR", raising=False)
     monkeypatch.setattr("tfdde.datasets.images._from_tfds", nowhere)
-    monkeypatch.setattr(mnist, "SAMPLES", 400)
-    monkeypatch.setattr(mnist, "MOVES", 5)
+    monkeypatch.setitem(mnist.LOG_Z, "residual", (400, 5))
     args = ["--width=16", "--depth=1", "--no-jit", "--steps=100", "--generator-steps=6"]
     assert mnist.main([*args, f"--output={folder}"] + ["--dataset=digits"] * asked) == 0
     out = capsys.readouterr().out
@@ -182,7 +187,7 @@ def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
 
 
 def test_without_a_trusted_log_z_the_density_stays_unnormalised(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(mnist, "SAMPLES", 100)  # too few to be trusted
+    monkeypatch.setitem(mnist.LOG_Z, "residual", (100, 20))  # too few samples to be trusted
     args = ["--width=8", "--depth=1", "--no-jit", "--steps=2", "--generator-steps=2"]
     with pytest.warns(UserWarning, match="can't be trusted"):
         code = mnist.main([*args, "--dataset=digits", f"--output={tmp_path / 'run'}"])
