@@ -11,11 +11,12 @@ are taken within rounds. --busy measures the CPU time of the process instead, wh
 the processor changes little; it is for one thread.
 
 `gemm` rows are the step's matrix products alone, in their shapes and number, by NumPy, PyTorch
-and TensorFlow; `square` is a product of 2048 x 2048 matrices. A share is the time of the products
-at the rate of the fastest of these libraries, divided by the time of the step. `tfdde x 8` has
-steps_per_execution = 8. With torch.compile the score is found by torch.func.grad, since it can't
-differentiate again what torch.autograd.grad with create_graph returns, as `torch compile autograd`
-shows.
+and TensorFlow, where a convolution counts as the product of its patches; `square` is a product of
+2048 x 2048 matrices. A share is the time of the products at the rate of the fastest of these
+libraries, divided by the time of the step. `tfdde x 8` has steps_per_execution = 8. `tfdde onednn`
+has TF_ENABLE_ONEDNN_OPTS=1, which is not TensorFlow's default on processors without AVX512-VNNI.
+With torch.compile the score is found by torch.func.grad, since it can't differentiate again what
+torch.autograd.grad with create_graph returns, as `torch compile autograd` shows.
 
 --start measures what `import tfdde` adds to `import tensorflow`, and train/mnist.py from its start
 to the end of its first step.
@@ -33,27 +34,15 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+import step_cases
+import step_images
 import step_peers
+from step_cases import CASES, flops, products
 
-RESIDUAL = {"kind": "residual", "inputs": 2, "width": 32, "depth": 25, "outputs": 1}
-CASES = {
-    "2-D, 25 x 32": {"density": RESIDUAL, "batch": 2048},
-    "tabular, 25 x 128": {"density": RESIDUAL | {"inputs": 8, "width": 128}, "batch": 512},
-    "MNIST, dense 15 x 256": {
-        "density": {"kind": "dense", "inputs": 784, "width": 256, "depth": 15, "outputs": 1},
-        "batch": 100,
-    },
-    "alternating, 25 x 32": {
-        "density": RESIDUAL,
-        "generator": RESIDUAL | {"outputs": 2},
-        "batch": 2048,
-        "dde_steps": 10,
-    },
-}
 SQUARE = 2048
 ROUND = 0.4  # seconds of a method's turn
 METHODS = [
-    *("tfdde", "tfdde jit", "tfdde x 8", "tfdde jit x 8"),
+    *("tfdde", "tfdde jit", "tfdde x 8", "tfdde jit x 8", "tfdde onednn"),
     *("torch eager", "torch compile", "torch compile autograd", "jax jit"),
     *(
         f"gemm {name}{shape}"
@@ -63,88 +52,13 @@ METHODS = [
 ]
 
 
-def products(case):
-    """Return the sizes (rows, inner, columns) of the matrix products of a step, in order.
-
-    For each kernel, the update of a density has two products forward (value, score); the gradient
-    of its loss has one more forward, two for the kernel and one backward.  Fewer are needed at
-    the linear output, where the loss depends on the kernel only, and at the input.
-    """
-    b = case["batch"]
-
-    def of(network, uses, last_uses):
-        sizes = []
-        shapes = step_peers.shapes_of(network)
-        for k, (i, o) in enumerate(shapes):
-            # These are inputs of the network itself, whose gradient nothing needs.
-            own = network["inputs"] if k == 0 or network["kind"] == "dense" else 0
-            shape = {
-                "value": (b, i, o),
-                "score": (b, o, i),
-                "weights": (i, b, o),
-                "backward": (b, o, i - own),
-            }
-            sizes += [shape[use] for use in (uses if k < len(shapes) - 1 else last_uses)]
-        return [size for size in sizes if min(size) > 0]
-
-    uses = ["value", "score", "value", "weights", "weights", "backward"]
-    update = of(case["density"], uses, ["value", "score", "weights"])
-    if "generator" not in case:
-        return update
-    value, score, backward = ["value"], ["value", "score"], ["value", "weights", "backward"]
-    generated = of(case["generator"], value, value) + update
-    last = of(case["generator"], backward, backward) + 2 * of(case["density"], score, score)
-    return case["dde_steps"] * generated + last
-
-
-def flops(shapes):
-    return sum(2 * a * b * c for a, b, c in shapes)
-
-
-def tfdde_model(case, jit, repeats):
-    import keras
-
-    import tfdde
-
-    def network(name):
-        description = dict(case[name])
-        build = {"residual": tfdde.networks.residual_mlp, "dense": tfdde.networks.dense_block}
-        inputs, outputs = description.pop("inputs"), description.pop("outputs")
-        activation = "silu" if name == "generator" else tfdde.networks.softplus
-        return build[description.pop("kind")](
-            inputs,
-            output_shape=None if outputs == 1 else outputs,
-            activation=activation,
-            **description,
-        )
-
-    def density(seed):
-        return tfdde.DDE(network("density"), tfdde.Constant(step_peers.SIGMA), seed=seed)
-
-    def adam():
-        # No averaged weights, as the scripts have them, since the peers have none.
-        return keras.optimizers.Adam(step_peers.RATE)
-
-    settings = {"jit_compile": jit, "steps_per_execution": repeats}
-    if "generator" not in case:
-        model = density(0)
-        model.compile(adam(), **settings)
-        return model
-    latents = case["generator"]["inputs"]
-    model = tfdde.Generator(
-        network("generator"), density(0), density(1), latents, case["dde_steps"], seed=0
-    )
-    model.compile(adam(), dde_optimizer=adam(), **settings)
-    return model
-
-
 def tfdde_steps(case, x, jit, repeats):
     """Return a function that makes a number of steps, a multiple of ``repeats``, as `fit` does."""
     import tensorflow as tf
 
     import tfdde
 
-    model = tfdde_model(case, jit, repeats)
+    model = step_cases.tfdde_model(case, jit, repeats)
     batches = iter(tfdde.datasets.stream(x, case["batch"], seed=0))
     function = model.make_train_function()
 
@@ -159,7 +73,7 @@ def tfdde_steps(case, x, jit, repeats):
 def gemm_steps(case, library):
     import numpy as np
 
-    shapes = [(SQUARE,) * 3] if case is None else products(case)
+    shapes = [(SQUARE,) * 3] if case is None else case["products"]
     rng = np.random.default_rng(0)
     pairs = {
         (a, b, c): (
@@ -191,8 +105,6 @@ def gemm_steps(case, library):
 
 def make(case, method, threads):
     """Return a function that makes a number of steps."""
-    import numpy as np
-
     if method.startswith("gemm"):
         _, library, *square = method.split()
         if library == "tensorflow":
@@ -200,8 +112,7 @@ def make(case, method, threads):
 
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         return gemm_steps(None if square else case, library)
-    inputs = case["density"]["inputs"]
-    x = np.random.default_rng(0).standard_normal((20_000, inputs), np.float32)
+    x = step_cases.rows_of(case)
     if method.startswith("tfdde"):
         import tensorflow as tf
 
@@ -212,7 +123,10 @@ def make(case, method, threads):
         import torch
 
         torch.set_num_threads(threads)
-        step = step_peers.torch_step(case, x, "compile" in method, method != "torch compile")
+        peers = step_images if "images" in case else step_peers
+        step = peers.torch_step(case, x, "compile" in method, method != "torch compile")
+    elif "images" in case:
+        raise ValueError("the steps of images have no peer in JAX")
     else:
         step = step_peers.jax_step(case, x)
 
@@ -229,6 +143,8 @@ def work(connection, case, method, threads, busy):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if "onednn" in method:
+        os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     try:
         start = clock()
         run = make(case, method, threads)
@@ -290,8 +206,9 @@ def compare(name, case, methods, threads, rounds, busy):
     """Measure a case and add its row."""
     import record  # which imports TensorFlow: not in the other processes
 
+    case = case | {"products": products(case)}
     first, times, errors = measure(case, methods, threads, rounds, busy)
-    work = {"products": flops(products(case)), "square": 2 * SQUARE**3}
+    work = {"products": flops(case["products"]), "square": 2 * SQUARE**3}
     rows = {}
     for method, seconds in times.items():
         rows[method] = {"ms": [round(1e3 * s, 3) for s in interval(seconds)]}

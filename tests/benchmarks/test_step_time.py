@@ -1,13 +1,15 @@
 """benchmarks/step_time.py counts the right products, and its peers have tfdde's networks."""
 
+import mnist
 import numpy as np
 import pytest
+import step_cases
+import step_images
 import step_peers
-import step_time
 import tensorflow as tf
 
 import tfdde
-from tfdde import networks
+from tfdde import losses, networks
 
 
 def matmul_flops(graph):
@@ -27,7 +29,7 @@ def test_products_are_those_of_the_graph(inputs):
     scalar = tf.TensorSpec(())
     step = tf.function(dde.loss_and_gradients)
     graph = step.get_concrete_function(rows, rows, scalar, scalar).graph
-    expected = step_time.flops(step_time.products({"density": network, "batch": 7}))
+    expected = step_cases.flops(step_cases.products({"density": network, "batch": 7}))
     assert matmul_flops(graph) == expected
 
 
@@ -44,3 +46,20 @@ def test_peers_have_the_same_networks(kind, outputs):
         network, weights, x, lambda a: np.logaddexp(0, a), lambda parts, axis: np.hstack(parts)
     )
     np.testing.assert_allclose(ours(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_have_the_sizes_of_the_preset():
+    args = mnist.parse(["--preset", "quick", "--dataset", "mnist"], None)
+    assert (args.width, args.latent_dim) == (step_images.WIDTH, step_images.LATENTS)
+    assert args.batch_size == 2 * step_images.IMAGES
+    assert mnist.LEVEL_POWERS[args.ratio] == 1.0
+    assert (step_images.CLIP, step_images.MOST_WEIGHT) == (losses.CLIP, losses.MOST_WEIGHT)
+    generator = step_images.tfdde_model("generator")
+    networks = {
+        "density": step_images.tfdde_model("density").network,
+        "log-ratio": generator.generated_dde.network,
+        "generator": generator.generator,
+    }
+    for name, network in networks.items():
+        shapes = [tuple(v.shape) for v in network.trainable_variables]
+        assert shapes == step_images.shapes_of(name)
