@@ -7,12 +7,12 @@
 For one thread. TensorFlow's executor runs the operations of a step one by one, so a step takes at
 least the sum of three times (`step_graph.py` has the counts):
 
-- its matrix products, measured alone, in their shapes and number, by TensorFlow. A convolution
-  counts as the product of its patches, without the time to gather them;
+- its matrix products, measured alone, in their shapes and number, by NumPy's OpenBLAS. A
+  convolution counts as the product of its patches, without the time to gather them;
 - the bytes that its other operations move, at the rate of an elementwise maximum of two arrays.
   The rate is measured for arrays of each size that the step has, within a factor of four, since
   small ones stay in a cache. Nothing is added for exponentials;
-- the kernels it starts, at the time of a scalar operation in a chain of a thousand.
+- the kernels it starts, at the time of the maximum of two numbers in a chain of a thousand.
 
 A compiler that merges operations saves the second and the third, not the first: so `products_ms` is
 its bound, and `least_ms` that of an executor. The step and its parts take turns within each round,
@@ -26,7 +26,7 @@ import os
 import statistics
 import time
 
-os.environ |= {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}  # before the imports
 
 import record
 import step_cases
@@ -34,31 +34,19 @@ import step_graph
 import step_time
 import tensorflow as tf
 
-CHAIN = 1_000  # scalar operations
-ADDITIONS = 50
+CHAIN = 1_000
+MAXIMA = 50
 SMALL = 4**6  # bytes of an operation, below which its time is that of its start
 TURN = 0.3  # seconds that each part is measured for in a round
 
 
-def chain(length):
-    """Return a function that runs a chain of scalar operations."""
-
-    @tf.function(autograph=False)
-    def run(x):
-        for _ in range(length):
-            x = tf.tanh(x)  # not +, which TensorFlow would merge
-        return x
-
-    return lambda: run(tf.constant(0.5))
-
-
-def elementwise(size):
-    """Return a function that runs operations which move ``size`` bytes each."""
-    arrays = [tf.random.normal((size // 12,)) for _ in range(4)]
+def chain(length, size=4):
+    """Return a function that takes ``length`` times the maximum of two arrays of ``size`` bytes."""
+    arrays = [tf.random.normal((size // 4,)) for _ in range(4)]
 
     @tf.function(autograph=False)
     def run(x, *others):
-        for k in range(ADDITIONS):
+        for k in range(length):  # of others in turn, or TensorFlow would merge them
             x = tf.maximum(x, others[k % 3])
         return x
 
@@ -93,7 +81,7 @@ def bounds(times, moved, launched):
     empty = max(0.0, times["chain"] - times["call"]) / (CHAIN - 1)
     moving = 0.0
     for size, total in moved.items():
-        one = (times[f"move {size}"] - times["call"]) / ADDITIONS - empty
+        one = (times[f"move {size}"] - times["call"]) / MAXIMA - empty
         moving += total / size * max(0.0, one)
     starting = launched * empty
     products = times["products"]
@@ -114,11 +102,11 @@ def measure(case, rounds):
     sizes = step_graph.products(operations)
     moved, launched = moved_by_bucket(operations), step_graph.launched(operations)
     step = step_time.tfdde_steps(case, rows, False, 1)
-    products = step_time.gemm_steps(case | {"products": sizes}, "tensorflow")
+    products = step_time.gemm_steps(case | {"products": sizes}, "numpy")
     parts = {
         "step": lambda: step(1),
         "products": lambda: products(1),
-        **{f"move {size}": elementwise(size) for size in moved},
+        **{f"move {size}": chain(MAXIMA, size // 3) for size in moved},
         "chain": chain(CHAIN),
         "call": chain(1),
     }
@@ -145,6 +133,7 @@ def measure(case, rounds):
     return {
         "rounds": rounds,
         "clock": "CPU",
+        "load_average": round(os.getloadavg()[1], 1),  # of the last five minutes
         "gflop": round(flops / 1e9, 3),
         "products": len(sizes),
         "moved_mb": round(step_graph.moved_bytes(operations) / 1e6, 1),

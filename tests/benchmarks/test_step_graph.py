@@ -109,5 +109,5 @@ def test_bounds_add_up():
     found = roofline.bounds(times, {4096: 4096_000}, launched=50)
     assert found["empty"] == pytest.approx(0.001)
     assert found["starting"] == pytest.approx(0.05)
-    assert found["moving"] == pytest.approx(1000 * (0.1 / roofline.ADDITIONS - 0.001))
+    assert found["moving"] == pytest.approx(1000 * (0.1 / roofline.MAXIMA - 0.001))
     assert found["least"] == pytest.approx(3.0 + found["moving"] + found["starting"])
