@@ -203,7 +203,7 @@ def measure(case, methods, threads, rounds, busy):
 
 
 def compare(name, case, methods, threads, rounds, busy):
-    """Measure a case and add its row."""
+    """Measure a case and add its row, of this name."""
     import record  # which imports TensorFlow: not in the other processes
 
     case = case | {"products": products(case)}
@@ -234,6 +234,7 @@ def compare(name, case, methods, threads, rounds, busy):
         "peers": {name: metadata.version(name) for name in ("torch", "jax") if find_spec(name)},
         "rounds": rounds,
         "clock": "CPU" if busy else "wall",
+        "load_average": round(os.getloadavg()[1], 1),  # of the last five minutes
         "gflop": round(work["products"] / 1e9, 3),
         "methods": rows | {method: {"error": error} for method, error in errors.items()},
         "fastest": ours,
@@ -244,7 +245,7 @@ def compare(name, case, methods, threads, rounds, busy):
             fastest("gemm", square=True), work["products"] / work["square"]
         ),
     }
-    record.add("step_time", {"name": f"{name}, threads = {threads}", **row})
+    record.add("step_time", {"name": name, **row})
 
 
 IMPORT = """
@@ -293,6 +294,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cases", nargs="+", default=[""], help="beginnings of their names")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--label", default="", help="added to the names of the rows")
     parser.add_argument("--busy", action="store_true", help="take CPU time")
     parser.add_argument("--start", action="store_true", help="measure the start instead")
     parser.add_argument("--data-dir", help="of train/mnist.py, for --start")
@@ -306,6 +308,7 @@ def main():
         parser.error(f"--threads {args.threads}: this process may use fewer processors")
     for name, case in CASES.items():
         if name.startswith(tuple(args.cases)):
+            name = f"{name}, threads = {args.threads}{args.label}"
             compare(name, case, args.methods, args.threads, args.rounds, args.busy)
 
 

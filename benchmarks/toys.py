@@ -6,11 +6,13 @@
     python benchmarks/toys.py table
 
 Trains by train/toy.py (further arguments go there) in a process of its own, whose seconds are
-counted, and adds a row to results/toys.json; `table` prints the rows of generators, as Markdown.
+counted, of the clock and of the processor, and adds a row to results/toys.json; `table` prints the
+rows of generators, as Markdown.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -124,13 +126,15 @@ def main():
         if code := subprocess.run(command).returncode:
             return code
         seconds = round(time.time() - start)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         model = keras.saving.load_model(f"{folder}/{args.what}.keras", compile=False)
     if args.what == "density":
         row = density_row(model, args.dataset, args.sigma)
     else:
         row = generator_row(model, args.dataset)
     name = " ".join([f"{args.what}, {args.dataset}, sigma {args.sigma:g}", *more])
-    record.add("toys", {"name": name, **row, "training": options, "seconds": seconds})
+    spent = {"seconds": seconds, "cpu_seconds": round(used.ru_utime + used.ru_stime)}
+    record.add("toys", {"name": name, **row, "training": options, **spent})
     return 0
 
 
