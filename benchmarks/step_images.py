@@ -1,9 +1,10 @@
-"""The two training steps of `train/mnist.py --preset quick`, and the same steps in PyTorch.
+"""Two training steps of images, and the same steps in PyTorch.
 
 For `step_time.py`: `tfdde_model` returns the model of a case, and `torch_step` a function without
-arguments that makes one step of it. "density" is a denoising step of s_p, on each image with two
-noises; "generator" is the one-stage step, in which one pass through the generator g and the
-log-ratio network r serves the updates of both.
+arguments that makes one step of it. "density" is a denoising step of a density with the network of
+`train/mnist.py --preset full`, on each image with two noises; "generator" is the one-stage step of
+the preset quick, in which one pass through the generator g and the log-ratio network r serves the
+updates of both. Both have the images and noise levels of the preset quick.
 
 PyTorch's images are (rows, channels, height, width), kept in memory with the channels last, which
 is the faster order on a CPU. A network is a list of weights in the order of Keras's.
@@ -29,9 +30,10 @@ def images(rows):
 
 
 def tfdde_model(kind):
-    """Return the density or the generator of the quick preset, not compiled."""
+    """Return the density or the generator, not compiled."""
     import tfdde
 
+    logistic = kind == "generator"
     density, generator = tfdde.recipes.image_models(
         images(1_000),
         tfdde.LogUniform(LOW, HIGH),
@@ -39,9 +41,9 @@ def tfdde_model(kind):
         latent_dim=LATENTS,
         activation=SETTINGS["activation"],
         dde_steps=SETTINGS["dde_steps"],
-        ratio=SETTINGS["ratio"],
-        forward=FORWARD,
-        one_stage=SETTINGS["one_stage"],
+        ratio="logistic" if logistic else "denoising",
+        forward=FORWARD if logistic else 0.0,
+        one_stage=logistic,
         level_power=1.0,
         seed=0,
     )
