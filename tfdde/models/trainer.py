@@ -409,7 +409,7 @@ class Trainer(keras.Model):
 
         def on_iterator(iterator: Any) -> Any:
             if repeats == 1:
-                return on_batch(next(iterator))
+                return on_batch(iterator.get_next())
             logs = {name: tf.zeros(()) for name in names}  # the step is traced once, in the loop
             for k in tf.range(repeats):
                 batch = iterator.get_next_as_optional()
@@ -422,7 +422,8 @@ class Trainer(keras.Model):
         if self.run_eagerly:
             return lambda iterator: [on_batch(next(iterator)) for _ in range(repeats)][-1]
         # Partials, so that TensorFlow does not take the traces of several models for retracing.
-        compiled = tf.function(partial(on_iterator), reduce_retracing=True)
+        loops = repeats > 1
+        compiled = tf.function(partial(on_iterator), reduce_retracing=True, autograph=loops)
         one = tf.function(partial(on_batch), reduce_retracing=True, autograph=False)
 
         def function(iterator: Any) -> Any:
