@@ -129,6 +129,28 @@ def test_levels_are_annealed_together_as_one_by_one():
         np.testing.assert_allclose(np.std(together.ends), math.hypot(1, sigma), rtol=0.2)
 
 
+def test_one_trace_serves_all_numbers_of_rows_and_levels():
+    traced = []
+
+    def s(x, sigma):
+        traced.append(sigma.shape.rank)
+        return -0.5 * tf.reduce_sum(x**2, 1) / (1 + sigma**2)
+
+    def results(evaluate, count, sigmas):
+        moved = evaluate.moves(rows[:count], 0.3, 0.3, 3, 0)
+        rng = np.random.default_rng(1)
+        return moved, annealing_from_outside(evaluate, rows.astype(float), sigmas, rng)[-1].value
+
+    rows = np.random.default_rng(0).standard_normal((300, 4)).astype("f4")
+    evaluate = Evaluator(s, (4,), by_row=True)
+    results(evaluate, 200, [0.2, 0.4])
+    assert sorted(traced) == [0, 0, 1]  # values, moves, and moves along the path of annealing
+    again = results(evaluate, 300, [0.5])
+    assert len(traced) == 3
+    for a, b in zip(again, results(Evaluator(s, (4,), by_row=True), 300, [0.5]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("n, seeds", [(2, 5), (8, 3), (21, 2)])
 def test_exact_mixtures_stay_trusted(n, seeds):
     for seed in range(seeds):

@@ -107,7 +107,7 @@ class Evaluator:
         self.shape, self._by_row = tuple(shape), by_row
         self.log_density = log_density
         rows = tf.TensorSpec((None, math.prod(shape)), tf.float32)
-        self._moves: dict[tuple[Callable[..., tf.Tensor], int], Moves] = {}
+        self._moves: dict[tuple[Callable[..., tf.Tensor], int | None], Moves] = {}
         self._compiled = tf.function(
             self.flat,
             input_signature=[rows, tf.TensorSpec((), "float32")],
@@ -125,15 +125,18 @@ class Evaluator:
         return Moves(self.flat)
 
     def moves_along(self, path: Callable[..., tf.Tensor], groups: int = 1) -> Moves:
-        """Moves under ``path(self, rows, level)``, compiled once for each path and ``groups``.
+        """Moves under ``path(self, rows, level)``, compiled once for each path.
+
+        If s does not take a sigma for each row, they are compiled for each number of groups.
 
         Args:
             path: a function of a module, so that it is found again; see ``Moves``.
             groups: as of ``Moves``.
         """
-        if (path, groups) not in self._moves:
-            self._moves[path, groups] = Moves(partial(path, self), groups)
-        return self._moves[path, groups]
+        any_groups = None if groups > 1 and self._by_row else groups
+        if (path, any_groups) not in self._moves:
+            self._moves[path, any_groups] = Moves(partial(path, self), any_groups)
+        return self._moves[path, any_groups]
 
     def flat(self, rows: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """s of flat rows (rows, n), as a tensor.
@@ -146,7 +149,7 @@ class Evaluator:
         if sigma.shape.rank == 0:
             return self.log_density(x, sigma)
         if self._by_row:
-            return self.log_density(x, tf.repeat(sigma, tf.shape(x)[0] // sigma.shape[0]))
+            return self.log_density(x, tf.repeat(sigma, tf.shape(x)[0] // tf.shape(sigma)[0]))
         levels = tf.unstack(sigma)
         parts = zip(tf.split(x, len(levels)), levels, strict=True)
         return tf.concat([self.log_density(*part) for part in parts], axis=0)

@@ -43,10 +43,11 @@ class Moves:
     Args:
         path: log-density, up to a constant, of flat rows (k, n) at a level, which is a number or
             a tuple of tensors.
-        groups: equal parts of the rows, in their order, with a step size each.
+        groups: equal parts of the rows, in their order, with a step size each; None: as many as
+            the scale has, and one trace serves all numbers of them.
     """
 
-    def __init__(self, path: Path, groups: int = 1):
+    def __init__(self, path: Path, groups: int | None = 1):
         self._path, self._groups = path, groups
         # A function of its own is traced once, although ``_moves`` calls it in two places.
         self._value_and_score = tf.function(self._at, reduce_retracing=True, autograph=False)
@@ -80,11 +81,19 @@ class Moves:
         seeds = tf.constant([seed, 0], tf.int64)
         level = tf.nest.map_structure(_as_tensor, level)
         scale = tf.constant(scale, tf.float32)
-        states = self._run(tf.constant(rows), level, scale, tf.constant(count), seeds)
+        settings = level, scale, tf.constant(count), seeds
+        states = self._traced(rows.shape, *settings)(tf.constant(rows), *settings)
         middle, end = (
             State(y.numpy(), s.numpy().astype(float), score.numpy()) for y, s, score in states
         )
         return middle, end
+
+    def _traced(self, shape: tuple[int, ...], *settings: Any) -> Callable[..., Any]:
+        """What moves rows of this shape: one trace for all numbers of rows, but those in chunks."""
+        rows = None if shape[0] <= CHUNK or self._groups != 1 else shape[0]
+        if self._groups is None:
+            settings = tf.nest.map_structure(_of_any_length, settings)
+        return self._run.get_concrete_function(tf.TensorSpec((rows, shape[1])), *settings)
 
     def _at(self, y: tf.Tensor, level: Any) -> tuple[tf.Tensor, tf.Tensor]:
         def of_chunk(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -94,7 +103,7 @@ class Moves:
             return s, tape.gradient(s, y)
 
         rows, n = y.shape
-        if self._groups > 1 or rows is None or rows <= CHUNK or rows % CHUNK:
+        if self._groups != 1 or rows is None or rows <= CHUNK or rows % CHUNK:
             return of_chunk(y)
         chunks = tf.reshape(y, (-1, CHUNK, n))
         types = (tf.float32, tf.float32)
@@ -129,7 +138,7 @@ class Moves:
             y = tf.where(taken[:, None], proposed[0], y)
             s = tf.where(taken, proposed[1], s)
             score = tf.where(taken[:, None], proposed[2], score)
-            step *= tf.exp(0.5 * (self._mean(accept) - ACCEPTANCE))
+            step *= tf.exp(0.5 * (self._mean(accept, step) - ACCEPTANCE))
             first, now = i < count // 2, (y, s, score)
             middle = tuple(tf.where(first, a, b) for a, b in zip(now, middle, strict=True))
             return i + 1, middle, now, step
@@ -142,14 +151,19 @@ class Moves:
         """The step size of each row: one for all, or (rows, 1)."""
         if self._groups == 1:
             return step
-        return tf.repeat(step, tf.shape(y)[0] // self._groups)[:, None]
+        return tf.repeat(step, tf.shape(y)[0] // tf.shape(step)[0])[:, None]
 
-    def _mean(self, accept: tf.Tensor) -> tf.Tensor:
+    def _mean(self, accept: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """The mean acceptance of each group."""
         if self._groups == 1:
             return tf.reduce_mean(accept)
-        return tf.reduce_mean(tf.reshape(accept, (self._groups, -1)), axis=1)
+        return tf.reduce_mean(tf.reshape(accept, (tf.shape(step)[0], -1)), axis=1)
 
 
 def _as_tensor(number: Any) -> tf.Tensor:
     return number if tf.is_tensor(number) else tf.constant(number, tf.float32)
+
+
+def _of_any_length(tensor: tf.Tensor) -> tf.TensorSpec:
+    """Tensors of this kind with any first dimension."""
+    return tf.TensorSpec((None,) * bool(tensor.shape.rank) + tuple(tensor.shape[1:]), tensor.dtype)
