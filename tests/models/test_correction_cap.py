@@ -119,7 +119,9 @@ def test_caps_survive_saving_and_end_with_the_weights(dde, x, tmp_path):
     ):
         loaded = keras.saving.load_model(tmp_path / "dde.keras")
         loaded.log_density(far, normalized=False)
+        assert np.isclose(loaded.evaluator(far, SIGMA), capped_value, rtol=1e-4)
         change(loaded)
+        assert loaded.evaluator(far, SIGMA) > capped_value + 100
         assert loaded.caps is None and loaded.partition is None
         assert loaded.log_density(far, normalized=False) > capped_value + 100
 

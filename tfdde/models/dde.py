@@ -798,6 +798,7 @@ class DDE(Trainer):
         if self.caps is not None:
             self.caps = None
             self._known_log_z.forget()
+            self._follow_parts()
 
     @property
     def partition(self) -> LogPartition | None:
