@@ -68,7 +68,7 @@ LOADERS = {
 LATENTS = {"stacked_mnist": 48}  # 16 for each channel
 # For log Z: samples at each level and their moves. There are the more levels, the more pixels the
 # images have, and the fewer moves lead from one to the next.
-LOG_Z = {"conv": (500, 2), "residual": (2_000, 20), "dense": (2_000, 20)}
+LOG_Z = {"conv": (700, 2), "residual": (2_000, 20), "dense": (2_000, 20)}
 # With power 1, errors of a denoising s_q in fine detail outweigh the shares of the digits.
 LEVEL_POWERS = {"denoising": 2.0, "logistic": 1.0}
 
