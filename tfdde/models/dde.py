@@ -762,6 +762,9 @@ class DDE(Trainer):
         removes them. ``log_partition`` calls this method on its own for rows of more than 100
         entries, where the checks of log Z would not be enough.
 
+        >>> network = tfdde.networks.residual_mlp(2, width=16, depth=2, levels=True)
+        >>> dde = tfdde.DDE(network, tfdde.LogUniform(0.1, 8.0), seed=0)
+        >>> dde.adapt(x)
         >>> dde.cap_correction(x)
         >>> len(dde.caps)
         17
