@@ -38,7 +38,7 @@ def caps_of(
         seed: of the noise.
     """
     rng = np.random.default_rng([seed, Purpose.PARTITION, 2])
-    rows = rows[rng.permutation(len(rows))[:ROWS]].reshape(len(rows[:ROWS]), -1)
+    rows = rows.reshape(len(rows), -1)[rng.permutation(len(rows))[:ROWS]]
     caps = []
     for sigma in np.geomspace(noise.minimum, noise.maximum, LEVELS):
         epsilon = rng.standard_normal(rows.shape, np.float32)

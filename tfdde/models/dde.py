@@ -783,8 +783,17 @@ class DDE(Trainer):
                 f"`cap_correction` needs LogUniform noise and no conditions, got {kind}."
             )
         rows = check_pixels(check_rows(x, "x", self.data_shape, dtype=self.row_dtype), "x")
-        self._uncap()
         self._cap(self.inside(tf.constant(rows)).numpy(), seed)
+
+    def cap_if_many_entries(self, inside: np.ndarray, seed: int) -> None:
+        """``cap_correction`` if log Z of rows with so many entries can't be trusted without it.
+
+        Args:
+            inside: rows as ``inside`` returns them.
+            seed: as of ``cap_correction``.
+        """
+        if self.caps is None and self._can_be_capped and inside[0].size > MANY_ENTRIES:
+            self._cap(inside, seed)
 
     @property
     def _can_be_capped(self) -> bool:
@@ -941,8 +950,7 @@ class DDE(Trainer):
             rows, weights = rows[some], weights[some].astype(np.float64)
             c = None if c is None else c[some]
         rows = self.inside(tf.constant(rows)).numpy()
-        if self.caps is None and self._can_be_capped and rows[0].size > MANY_ENTRIES:
-            self._cap(rows, seed)
+        self.cap_if_many_entries(rows, seed)
         self._follow_parts()
         settings = self.noise, method, sigma, samples, moves, seed
         self._warn_of_low_noise(rows)

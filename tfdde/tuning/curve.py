@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdde.models.correction_cap import MANY_ENTRIES
 from tfdde.models.dde import DDE
 from tfdde.noise import LogUniform
 from tfdde.partition.far_field import checked
@@ -167,12 +166,12 @@ def select_sigma(
     def inside(rows: np.ndarray) -> np.ndarray:
         return dde.inside(tf.constant(rows)).numpy()
 
-    if dde.caps is None and rows[0].size > MANY_ENTRIES:
-        dde.cap_correction(start, seed)
+    at_start = inside(start)
+    dde.cap_if_many_entries(at_start, seed)
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # The highest level is left out: hardly anything of the data remains there.
-    partitions = ladder(dde.evaluator, inside(start), levels, samples, moves, seed)[:-1]
-    partitions = checked(partitions, dde.evaluator, inside(start), seed)
+    partitions = ladder(dde.evaluator, at_start, levels, samples, moves, seed)[:-1]
+    partitions = checked(partitions, dde.evaluator, at_start, seed)
 
     def log_densities(rows: np.ndarray) -> list[np.ndarray]:
         standardised = inside(rows)
