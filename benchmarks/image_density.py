@@ -73,7 +73,6 @@ def train_density(dataset, x, seed):
     density, _ = mnist.build(args, x)
     batches = datasets.stream(x, args.batch_size // 2, seed)
     density.fit(batches, steps_per_epoch=args.steps, verbose=2)
-    density.cap_correction(x, seed=seed)
     return density, dict(zip(("samples", "moves"), mnist.LOG_Z[args.networks], strict=True))
 
 
@@ -123,7 +122,7 @@ def real_nvp(x, held_out, sigma, seconds, seed, rate, settings):
     model(x[:2])
     optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
     optimizer.build(model.trainable_variables)
-    rows, values = tf.constant(x), np.split(noisy(held_out, sigma, [seed, 2]), 5)
+    rows, values = tf.constant(x), tf.constant(noisy(held_out, sigma, [seed, 2]))
     standardised = lambda y: tf.matmul(y - mean, whitening)  # noqa: E731
 
     @tf.function
@@ -145,15 +144,14 @@ def real_nvp(x, held_out, sigma, seconds, seed, rate, settings):
         if steps % 100 == 0:
             trained = model.get_weights()
             optimizer.finalize_variable_values(model.trainable_variables)
-            value = float(np.mean([tf.reduce_mean(log_density(v)) for v in values]))
+            value = float(tf.reduce_mean(log_density(values)))
             if value > best[0]:
                 best = value, model.get_weights(), steps
             model.set_weights(trained)
     model.set_weights(best[1])
 
     def result(y):
-        logs = np.concatenate([log_density(tf.constant(part)) for part in np.array_split(y, 20)])
-        return logs.astype(np.float64) - log_volume
+        return log_density(tf.constant(y)).numpy().astype(np.float64) - log_volume
 
     return result, {"rate": rate, "steps": steps, "best_step": best[2], "validation": best[0]}
 
