@@ -25,7 +25,6 @@ import csv
 import gzip
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -87,12 +86,6 @@ def quality(images, data, classifier):
     return row | mnist_digits.count(classifier, images)
 
 
-def children_time():
-    """Seconds of the processor that ended child processes have taken."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def train_tfdde(args, more):
     """Train a generator by train/mnist.py in another process.
 
@@ -103,10 +96,10 @@ def train_tfdde(args, more):
         folder = args.output or scratch + "/run"
         where = ["--data-dir", str(args.data_dir)] if args.data_dir else []
         command = [sys.executable, script, "--no-log-z", *more, *where, "--output", folder]
-        start, used = time.time(), children_time()
+        start, used = time.time(), record.children_time()
         if code := subprocess.run(command).returncode:
             raise SystemExit(code)
-        seconds = children_time() - used if args.clock == "cpu" else time.time() - start
+        seconds = record.children_time() - used if args.clock == "cpu" else time.time() - start
         generator = keras.saving.load_model(f"{folder}/generator.keras", compile=False)
         with open(f"{folder}/generator.csv", newline="") as file:
             losses = [round(float(line["dde_loss"]), 4) for line in csv.DictReader(file)]

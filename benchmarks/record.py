@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import shlex
 import sys
 from pathlib import Path
@@ -29,6 +30,12 @@ def machine():
         name = models[0].partition(":")[2].strip() if models else name
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU"
+
+
+def children_time():
+    """Seconds of the processor that ended child processes have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def add(benchmark, row):

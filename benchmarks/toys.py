@@ -12,7 +12,6 @@ rows of generators, as Markdown.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -126,14 +125,14 @@ def main():
         if code := subprocess.run(command).returncode:
             return code
         seconds = round(time.time() - start)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = round(record.children_time())
         model = keras.saving.load_model(f"{folder}/{args.what}.keras", compile=False)
     if args.what == "density":
         row = density_row(model, args.dataset, args.sigma)
     else:
         row = generator_row(model, args.dataset)
     name = " ".join([f"{args.what}, {args.dataset}, sigma {args.sigma:g}", *more])
-    spent = {"seconds": seconds, "cpu_seconds": round(used.ru_utime + used.ru_stime)}
+    spent = {"seconds": seconds, "cpu_seconds": used}
     record.add("toys", {"name": name, **row, "training": options, **spent})
     return 0
 
