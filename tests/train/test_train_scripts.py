@@ -334,6 +334,15 @@ def test_mnist_defaults_follow_the_networks():
     assert vars(parse([], "stacked_mnist"))["latent_dim"] == 48
 
 
+def test_a_stacked_run_with_log_z_is_repeated_with_it(tmp_path):
+    first = mnist.parse([], "stacked_mnist")
+    assert first.log_z is False and mnist.parse([]).log_z is True
+    asked = mnist.parse(["--log-z"], "stacked_mnist")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"arguments": {**vars(asked), "preset": None}}))
+    assert mnist.parse([f"--preset={path}"]).log_z is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
