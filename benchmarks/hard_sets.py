@@ -99,7 +99,7 @@ def train(x, levels, kind, epochs=20, seed=0):
     dde = tfdde.DDE(network, noise, base, antithetic=True, seed=seed)
     dde.adapt(x)
     steps = epochs * -(-len(x) // 1024)
-    dde.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, steps)))
+    dde.compile(tfdde.optimizers.FusedAdam(keras.optimizers.schedules.CosineDecay(1e-2, steps)))
     dde.fit(x, batch_size=1024, epochs=epochs, verbose=0)
     return dde
 

@@ -125,7 +125,7 @@ def trained(args):
             x = mixture.sample(50_000, [seed, 1])
             dde = recipes.table_density(x, tfdde.LogUniform(SIGMA, TOP), seed=seed)
             schedule = keras.optimizers.schedules.CosineDecay(2e-3, args.steps)
-            dde.compile(keras.optimizers.Adam(schedule, use_ema=True), jit_compile=True)
+            dde.compile(tfdde.optimizers.FusedAdam(schedule, use_ema=True), jit_compile=True)
             dde.fit(x, batch_size=512, epochs=1 + args.steps * 512 // len(x), verbose=0)
             fresh = mixture.sample(args.rows, [seed, 2])
             row = {"name": f"trained, n = {n}, seed {seed}", "rows": args.rows}

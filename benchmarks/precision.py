@@ -58,7 +58,7 @@ def main():
     for policy in (FLOAT32, BFLOAT16):
         model = trained[policy] = build(policy)
         rate = keras.optimizers.schedules.CosineDecay(1e-2, steps)
-        model.compile(keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99))
+        model.compile(tfdde.optimizers.FusedAdam(rate, use_ema=True, ema_momentum=0.99))
         model.fit(batches, steps_per_epoch=10, verbose=0)
         start = time.process_time()
         model.fit(batches, steps_per_epoch=steps - 10, verbose=2)

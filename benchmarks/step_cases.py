@@ -80,8 +80,6 @@ def flops(shapes):
 
 def tfdde_model(case, jit=False, repeats=1):
     """Return a compiled model whose training step is that of the case."""
-    import keras
-
     import tfdde
 
     def network(name):
@@ -101,7 +99,7 @@ def tfdde_model(case, jit=False, repeats=1):
 
     def adam():
         # No averaged weights, as the scripts have them, since the peers have none.
-        return keras.optimizers.Adam(step_peers.RATE)
+        return tfdde.optimizers.FusedAdam(step_peers.RATE)
 
     settings = {"jit_compile": jit, "steps_per_execution": repeats}
     if case.get("images") == "generator":

@@ -36,7 +36,7 @@ def train(standardised, epochs):
     network = networks.residual_mlp(2, width=32, depth=3)
     dde = tfdde.DDE(network, tfdde.Constant(SIGMA), base, seed=0)
     dde.adapt(standardised)
-    dde.compile(keras.optimizers.Adam(2e-3))
+    dde.compile(tfdde.optimizers.FusedAdam(2e-3))
     dde.fit(standardised, batch_size=256, epochs=epochs, verbose=0)
     dde.log_partition(standardised, samples=5_000)
     return dde

@@ -91,8 +91,8 @@ def not_ours(app, what, name, obj, skip, options):
 # -- The API reference: one page a room, from the modules that there are -------------------------
 
 ROOMS = """
-    models networks noise losses partition recipes tables datasets metrics plots anomalies tuning
-    sklearn runs serving scoring beam explore utils
+    models networks noise losses optimizers partition recipes tables datasets metrics plots
+    anomalies tuning sklearn runs serving scoring beam explore utils
 """.split()  # noqa: SIM905
 PAGE = """# `{name}`
 

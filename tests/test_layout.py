@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. A room imports from rooms above it in this list only, never from below.
 FLOORS = [
     ["_version", "utils"],
-    ["noise", "losses", "tables"],
+    ["noise", "losses", "optimizers", "tables"],
     ["networks", "datasets"],
     ["partition", "convnets", "starts"],
     ["models"],

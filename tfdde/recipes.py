@@ -17,6 +17,7 @@ from tfdde.networks import convolutional, initial_weights
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.normalization import row_dtype
 from tfdde.noise import LogUniform, Noise
+from tfdde.optimizers import FusedAdam
 from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows, check_weights
 
@@ -291,14 +292,12 @@ def image_models(
     return density, generator
 
 
-def adam(
-    learning_rate: float, steps: int, power: float = 0.5, **kwargs: Any
-) -> keras.optimizers.Adam:
+def adam(learning_rate: float, steps: int, power: float = 0.5, **kwargs: Any) -> FusedAdam:
     """Return Adam for networks that follow one another.
 
     Its rate falls to 0 in ``steps`` steps, in proportion to the share of the steps that is left
-    to the power ``power``; ``kwargs`` are of ``keras.optimizers.Adam``.
+    to the power ``power``; ``kwargs`` are of ``FusedAdam``.
     """
     schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power)
     # Little momentum: what s_q and g follow is moving.
-    return keras.optimizers.Adam(schedule, beta_1=0.5, beta_2=0.99, **kwargs)
+    return FusedAdam(schedule, beta_1=0.5, beta_2=0.99, **kwargs)

@@ -21,6 +21,7 @@ from tfdde.anomalies.scores import AnomalyScores
 from tfdde.datasets.batches import stream
 from tfdde.models.sampling import draw
 from tfdde.noise import LogUniform
+from tfdde.optimizers import FusedAdam
 from tfdde.partition.result import TRUSTED_SAMPLES, LogPartition
 from tfdde.recipes import check_base, table_density
 from tfdde.tables import Schema
@@ -192,7 +193,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             settings = self.width, self.depth, schema, seeds[1], train_shares, self.base
             dde = table_density(train, noise, *settings)
         schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
-        dde.compile(keras.optimizers.Adam(schedule, use_ema=True))
+        dde.compile(FusedAdam(schedule, use_ema=True))
         batches = stream(train, batch_size, seeds[1], weights=train_shares)
         dde.fit(batches, steps_per_epoch=steps, verbose=self.verbose)
         dde.log_partition(

@@ -28,6 +28,7 @@ import numpy as np
 
 import tfdde
 from tfdde import datasets, networks, plots, recipes, runs
+from tfdde.optimizers import FusedAdam
 from tfdde.runs import command_line
 
 PRESETS = Path(__file__).parent / "presets" / "mnist"
@@ -167,7 +168,7 @@ def build(args, x):
     )
     cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
     # The density's weights are averaged over about 100 steps.
-    averaged = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
+    averaged = FusedAdam(cosine, use_ema=True, ema_momentum=0.99)
     density.compile(averaged, jit_compile=args.jit)
     steps = args.generator_steps
     generator.compile(

@@ -36,6 +36,7 @@ import tfdde
 from tfdde import anomalies, datasets, plots, recipes, runs, tuning
 from tfdde.datasets.tables import BUILTIN
 from tfdde.noise import Noise
+from tfdde.optimizers import FusedAdam
 from tfdde.partition.importance import importance
 from tfdde.runs import command_line
 from tfdde.runs.table_report import write_report
@@ -119,7 +120,7 @@ def build(args, x, schema=None):
         dde = recipes.table_density(x, noise, *settings, base=args.base)
         rate = schedules.CosineDecay(args.learning_rate, args.steps)
     # The weights are averaged over about 100 steps.
-    adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
+    adam = FusedAdam(rate, use_ema=True, ema_momentum=0.99)
     dde.compile(adam, steps_per_execution=GROUP, jit_compile=args.jit)
     return dde
 

@@ -22,6 +22,7 @@ import keras
 
 import tfdde
 from tfdde import datasets, metrics, plots, recipes, runs
+from tfdde.optimizers import FusedAdam
 from tfdde.runs import command_line
 
 PRESETS = Path(__file__).parent / "presets" / "toy"
@@ -111,7 +112,7 @@ def main(argv=None):
         )
         cosine = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
         # The weights are averaged over about 100 steps.
-        averaging = keras.optimizers.Adam(cosine, use_ema=True, ema_momentum=0.99)
+        averaging = FusedAdam(cosine, use_ema=True, ema_momentum=0.99)
         density.compile(averaging, steps_per_execution=GROUP, jit_compile=args.jit)
         steps, rate = max(1, args.generator_steps), args.generator_learning_rate
         # g's rate falls faster than s_q's, so that s_q catches up with g at the end.

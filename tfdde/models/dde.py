@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdde import optimizers
 from tfdde.losses import dde_loss, joint_loss, score_of
 from tfdde.models.correction_cap import MANY_ENTRIES, cap_at, capped, caps_of, doubted
 from tfdde.models.known_log_z import KnownLogZ
@@ -292,7 +293,7 @@ class DDE(Trainer):
         if isinstance(self.noise, Decay):
             self.level_reached = self.level_reached  # of the former optimizer
         super().compile(
-            optimizer=optimizer,
+            optimizer=optimizers.get(optimizer),
             run_eagerly=run_eagerly,
             steps_per_execution=check_integer(steps_per_execution, "steps_per_execution"),
             jit_compile=jit_compile,

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdde import optimizers
 from tfdde.losses import forward_kl_weights, per_row
 from tfdde.models import log_ratio
 from tfdde.models.dde import DDE
@@ -202,7 +203,7 @@ class Generator(Trainer):
             run_eagerly, steps_per_execution, jit_compile: as in ``DDE.compile``.
         """
         super().compile(
-            optimizer=optimizer,
+            optimizer=optimizers.get(optimizer),
             run_eagerly=run_eagerly,
             steps_per_execution=check_integer(steps_per_execution, "steps_per_execution"),
             jit_compile=jit_compile,
@@ -215,10 +216,8 @@ class Generator(Trainer):
                 UserWarning,
                 stacklevel=2,
             )
-        self.dde_optimizer = keras.optimizers.get(dde_optimizer)
-        self.data_optimizer = (
-            None if data_optimizer is None else keras.optimizers.get(data_optimizer)
-        )
+        self.dde_optimizer = optimizers.get(dde_optimizer)
+        self.data_optimizer = None if data_optimizer is None else optimizers.get(data_optimizer)
         self._compile_config = {
             "optimizer": keras.optimizers.serialize(self.optimizer),
             "dde_optimizer": keras.optimizers.serialize(self.dde_optimizer),

@@ -12,6 +12,7 @@ import numpy as np
 from tfdde.datasets.batches import stream
 from tfdde.models.dde import DDE
 from tfdde.noise import Constant, LogUniform
+from tfdde.optimizers import FusedAdam
 from tfdde.recipes import table_density
 from tfdde.runs.keep_best import KeepBest, averaged
 from tfdde.tuning.curve import SigmaCurve, ladder_starts, mean_curve, select_sigma, split
@@ -120,7 +121,7 @@ class Densities(keras_tuner.HyperModel):
         noise = LogUniform(sigma, self.sigma_max) if self.sigma_max else Constant(sigma)
         layer = keras.layers.Normalization(axis=-1)
         dde = table_density(self.x, noise, width, depth, layer, self.seed)
-        adam = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.99)
+        adam = FusedAdam(rate, use_ema=True, ema_momentum=0.99)
         dde.compile(adam, jit_compile=self.jit_compile)
         return dde
 
