@@ -14,7 +14,9 @@ MEAN = np.array([1.0, -2.0, 0.5])
 
 
 def gaussian(rows=4_000, seed=0):
-    return np.random.default_rng(seed).multivariate_normal(MEAN, COVARIANCE, rows)
+    return np.random.default_rng(seed).multivariate_normal(
+        MEAN, COVARIANCE, rows, method="cholesky"
+    )
 
 
 def brute_force(rows, sigma):

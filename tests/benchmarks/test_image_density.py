@@ -26,7 +26,7 @@ def test_peers_find_a_gaussian(rows, method):
     x, held_out, y, exact = rows
     settings = image_density.Settings(500, 8, True, (1, 2), 2, 20)
     if method == "flow":
-        found, facts = image_density.real_nvp(x, held_out, SIGMA, 4.0, 0, 1e-3, settings)
+        found, facts = image_density.real_nvp(x, held_out, SIGMA, 8.0, 0, 1e-3, settings)
         assert facts["steps"] >= facts["best_step"] >= 100
     else:
         found, _ = image_density.gaussian_mixture(x, held_out, SIGMA, 10.0, 0, settings)

@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 import tfdde
 from tfdde import losses, networks
+from tfdde.optimizers import FusedAdam
 from tfdde.utils import random
 from tfdde.utils.random import Purpose
 
@@ -199,8 +200,8 @@ def test_far_modes_get_their_weights(one_stage):
     steps = 2_500
     rate = keras.optimizers.schedules.CosineDecay
     model.compile(
-        keras.optimizers.Adam(rate(2e-3, steps), 0.5, 0.9),
-        dde_optimizer=keras.optimizers.Adam(rate(2e-3, steps), 0.5, 0.9),
+        FusedAdam(rate(2e-3, steps), 0.5, 0.9, use_ema=True, ema_momentum=0.99),
+        dde_optimizer=FusedAdam(rate(2e-3, steps), 0.5, 0.9),
         steps_per_execution=50,
     )
     model.fit(tfdde.datasets.stream(x.astype("f"), 256, 0), steps_per_epoch=steps, verbose=0)
