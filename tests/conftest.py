@@ -3,6 +3,10 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Two processes of one thread each: with TensorFlow's two threads in both of them, a sixth of the
+# time goes into handing small operations from one to the other. Scripts in tests inherit it.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import keras
 import pytest
