@@ -33,7 +33,7 @@ def flat(build, noise=ONE, conditions=0, **kwargs):
 
 def image():
     densities = [density(ONE, seed, image=True) for seed in (1, 2)]
-    network = convolutional.conv_generator(LATENT, IMAGE, 4)
+    network = convolutional.conv_generator(LATENT, IMAGE, 4, modulated=True)
     return tfdde.Generator(network, *densities, LATENT, dde_steps=2, seed=3)
 
 

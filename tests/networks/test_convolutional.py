@@ -79,13 +79,43 @@ def test_generator_against_its_transpose():
         assert (y * x).sum() == pytest.approx((h.reshape(6, 6, 4) * down).sum(), rel=1e-4)
 
 
+def test_modulated_generator_against_numpy():
+    model = shake(
+        convolutional.conv_generator(
+            3, (10, 12, 2), 2, conditions=1, output_activation=None, modulated=True
+        )
+    )
+    z, condition = RNG(0).standard_normal((4, 3)), RNG(1).standard_normal((4, 1))
+    made = model([tf.constant(z, tf.float32), tf.constant(condition, tf.float32)]).numpy()
+    first, second, *styles = layers_of(model, keras.layers.Dense)
+    gains = layers_of(model, keras.layers.RMSNormalization)
+    ((residual, offset),) = layers_of(model, keras.layers.Conv2D)
+    ((kernel, bias),) = layers_of(model, keras.layers.Conv2DTranspose)
+    for style, y in zip(np.concatenate([z, condition], axis=1), made, strict=True):
+
+        def modulated(h, k, style=style):
+            h = gains[k][0] * h / np.sqrt((h**2).mean(axis=-1, keepdims=True) + 1e-6)
+            (scale, one), (shift, zero) = styles[2 * k : 2 * k + 2]
+            return h * (style @ scale + one) + style @ shift + zero
+
+        h = style
+        for w, b in (first, second):
+            h = silu(h @ w + b)
+        h = h.reshape(5, 6, 4)
+        h = modulated(h + silu(numpy_conv(modulated(h, 0), residual, offset, 1)), 1)
+        x = RNG(2).standard_normal((10, 12, 2))
+        down = numpy_conv(x, kernel, 0.0, 2)  # of which the transposed one is the adjoint
+        assert ((y - bias) * x).sum() == pytest.approx((h * down).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("shape", [(28, 28, 1), (13, 30, 3), (5, 4, 1), (32, 32, 3)])
-def test_any_size(shape):
+def test_any_size(shape, modulated):
     density = convolutional.conv_density(
         shape, width=4, depth=1, units=8, levels=True, conditions=2
     )
     assert [tuple(i.shape[1:]) for i in density.inputs] == [shape, (1,), (2,)]
-    generator = convolutional.conv_generator(3, shape, width=4, conditions=2)
+    generator = convolutional.conv_generator(3, shape, width=4, conditions=2, modulated=modulated)
     c, level = tf.ones((2, 2)), tf.zeros((2, 1))
     x = generator([tf.constant(RNG(0).standard_normal((2, 3)), tf.float32), c])
     assert x.shape == (2, *shape) and 0.0 <= np.min(x) <= np.max(x) <= 1.0
@@ -132,7 +162,11 @@ def test_artifacts_have_its_scores_and_samples_for_any_number_of_rows(tmp_path, 
 
     dde = density()
     generator = tfdde.Generator(
-        shake(convolutional.conv_generator(4, shape, 4)), dde, density(), latent_dim=4, seed=2
+        shake(convolutional.conv_generator(4, shape, 4, modulated=shifts == "channel")),
+        dde,
+        density(),
+        latent_dim=4,
+        seed=2,
     )
     # Both verify themselves on 64 rows, one and none.
     serving.export_savedmodel(tmp_path / "saved", dde, generator)

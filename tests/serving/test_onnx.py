@@ -26,7 +26,7 @@ def conv_models():
     data, generated = (
         tfdde.DDE(networks.conv_density(shape, width=4, depth=1, units=16)) for _ in range(2)
     )
-    decoder = networks.conv_generator(3, shape, width=4)
+    decoder = networks.conv_generator(3, shape, width=4, modulated=True)
     generator = tfdde.Generator(decoder, data, generated, latent_dim=3)
     for v in generator.trainable_variables:
         v.assign(v + 0.05 * np.random.default_rng(v.shape[0]).standard_normal(v.shape))

@@ -166,6 +166,18 @@ def conv_density(
     return keras.Model([x, *extra] if extra else x, s, name=name)
 
 
+def _modulated(h: keras.KerasTensor, style: keras.KerasTensor) -> keras.KerasTensor:
+    """Normalise the channels of each pixel; scale and shift them by linear functions of style."""
+    layers, channels = keras.layers, h.shape[-1]
+    h = layers.RMSNormalization()(h)
+
+    def of_channels(bias: str) -> keras.KerasTensor:  # the same at first, whatever the style
+        dense = layers.Dense(channels, kernel_initializer="zeros", bias_initializer=bias)
+        return layers.Reshape((1, 1, channels))(dense(style))
+
+    return layers.Add()([layers.Multiply()([h, of_channels("ones")]), of_channels("zeros")])
+
+
 def conv_generator(
     latent_dim: int,
     image_shape: tuple[int, int, int],
@@ -175,6 +187,7 @@ def conv_generator(
     output_activation: Any = "sigmoid",
     conditions: int = 0,
     name: str | None = None,
+    modulated: bool = False,
 ) -> keras.Model:
     """Generator of images as in DCGAN (Radford et al. 2016).
 
@@ -193,6 +206,9 @@ def conv_generator(
         output_activation: of the pixels.
         conditions: as for ``conv_density``.
         name: the model's name.
+        modulated: before each convolution divide the channels of a pixel by their root mean
+            square (Zhang and Sennrich 2019), and scale and shift each channel by linear functions
+            of z and condition (as the styles of Karras et al. 2019).
 
     Returns:
         A Functional model (batch, latent_dim) -> (batch, height, width, channels).
@@ -206,7 +222,7 @@ def conv_generator(
     layers = keras.layers
     z = keras.Input((check_integer(latent_dim, "latent_dim"),), name="z")
     condition = [keras.Input((conditions,), name="condition")] if conditions else []
-    h = OneOrMore()(Concat()([z, *condition]) if conditions else z)
+    style = h = OneOrMore()(Concat()([z, *condition]) if conditions else z)
     halvings = _halvings(shape)
     rows, columns = (math.ceil(n / 2**halvings) for n in shape[:2])
     for units in (8 * width, rows * columns * 2 * width):
@@ -219,9 +235,10 @@ def conv_generator(
             padding="same",
             activation=activation,
             kernel_initializer=_keeps_variance(),
-        )(h)
+        )(_modulated(h, style) if modulated else h)
         h = ResidualSum()([h, f])
     for k in range(halvings, 0, -1):
+        h = _modulated(h, style) if modulated else h
         channels = shape[2] if k == 1 else width if k == 2 else 2 * width
         # A pixel sees one in four of the KERNEL**2 weights, and Keras computes "fan_out" here
         # from the number of inputs.
