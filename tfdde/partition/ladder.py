@@ -337,7 +337,7 @@ def ladder(
     seed: int = 0,
     weights: np.ndarray | None = None,
     verbose: int = 0,
-    by_score: bool = False,
+    by_score: bool | None = None,
 ) -> list[LogPartition]:
     """Estimate log Z at every noise level, by bridge sampling from level to level.
 
@@ -371,8 +371,8 @@ def ladder(
         weights: of the rows, positive float64 (rows,), by default equal: samples start at rows
             in proportion to them.
         verbose: 1 or 2 says what the estimate costs and shows how far it is, as in Keras.
-        by_score: whether the control variates are ``score_controls``, as ``to_precision`` has
-            them: the moved samples then have a much smaller error.
+        by_score: whether the control variates are ``score_controls`` instead of those of the
+            noise; by default if there are moves, which make the latter useless.
 
     Returns:
         An estimate for each of ``sigmas``.
@@ -380,6 +380,7 @@ def ladder(
     sigmas = np.asarray(sigmas, float)
     rng = np.random.default_rng([seed, Purpose.PARTITION])
     evaluate = Evaluator.of(log_density, data.shape[1:])
+    by_score = moves > 0 if by_score is None else by_score
     sampler = Sampler(evaluate, data, sigmas, weights, by_score)
     steps = sampler.links(samples, moves, rng)
     steps = followed(steps, len(sigmas), cost(len(sigmas), samples, moves), verbose)
