@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ Path = Callable[[tf.Tensor, Any], tf.Tensor]
 LEAPFROGS = 4  # steps of one Hamiltonian move
 ACCEPTANCE = 0.8  # the mean acceptance that the step size is adapted to
 CHUNK = 5_000  # rows whose gradients are computed at once; two such chunks run in parallel
+MOST_ENTRIES = 100  # of a row, for moves in the shape of the density; with more it costs too much
+ENOUGH = 3  # rows for each entry that show the shape
+WIDEST = 1_000.0  # times its finest scale: the most that a density is taken to be wide
+FAR = 3.0  # root mean square scores of noise, beyond which a row's score is cut
 
 
 class State(NamedTuple):
@@ -29,11 +34,61 @@ class State(NamedTuple):
     score: np.ndarray
 
 
+class Shape:
+    """Coordinates in which a density is about equally wide in all directions.
+
+    They come from the mean of score score' over rows, the Fisher information: of a Gaussian it is
+    the inverse covariance, of modes that are small beside their distances the mean of theirs
+    (Titsias, "Optimal Preconditioning and Fisher Adaptive Langevin Sampling", 2023). Few moves then
+    cross a density however much its columns depend on each other.
+
+    Each half of the rows moves in the shape that the other half shows. In a shape of their own,
+    rows would not keep the density: where their scores happen to be large, their steps would be
+    small. Too few rows show nothing, and move by steps of the same size in all directions.
+
+    Args:
+        score: of the density at the rows, (k, n).
+        scale: the finest scale of the density, (). With noise of this level it has at most the
+            Fisher information of the noise, so that larger scores are of places that do not count.
+    """
+
+    def __init__(self, score: tf.Tensor, scale: tf.Tensor):
+        self._half = tf.shape(score)[0] // 2
+        score, scale = tf.cast(score, tf.float64), tf.cast(scale, tf.float64)
+        score = tf.where(tf.math.is_finite(score), score, 0.0)
+        score = tf.clip_by_norm(score, FAR * math.sqrt(score.shape[1]) / scale, axes=[1])
+        others = score[self._half :], score[: self._half]
+        self._inverses = [_inverse_root(part, scale) for part in others]
+
+    def pull(self, score: tf.Tensor) -> tf.Tensor:
+        """Scores (k, n) in these coordinates."""
+        return self._by_half(score, transpose_b=True)
+
+    def push(self, way: tf.Tensor) -> tf.Tensor:
+        """Ways in these coordinates as ways of the rows, (k, n)."""
+        return self._by_half(way)
+
+    def _by_half(self, rows: tf.Tensor, **kwargs: bool) -> tf.Tensor:
+        parts = zip((rows[: self._half], rows[self._half :]), self._inverses, strict=True)
+        return tf.concat([tf.matmul(part, inverse, **kwargs) for part, inverse in parts], axis=0)
+
+
+def _inverse_root(score: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """The inverse of C, where C C' is the Fisher information of scores (k, n): float32 (n, n)."""
+    n, count = int(score.shape[1]), tf.shape(score)[0]
+    information = tf.matmul(score, score, transpose_a=True) / tf.cast(count, tf.float64)
+    one = tf.eye(n, dtype=tf.float64)
+    information = tf.where(count >= ENOUGH * n, information, one / tf.square(scale))
+    factor = tf.linalg.cholesky(information + one / tf.square(WIDEST * scale))
+    return tf.cast(tf.linalg.triangular_solve(factor, one), tf.float32)
+
+
 class Moves:
     """Hamiltonian Monte Carlo for many rows at once, compiled.
 
     The step size starts at half of a given scale, which should be the finest scale of the density,
     and follows the mean acceptance of all rows (Neal, Handbook of Markov Chain Monte Carlo, 2011).
+    Rows of one group and of at most 100 entries move in the ``Shape`` of the density.
 
     >>> moves = tfdde.partition.hmc.Moves(lambda y, level: -0.5 * tf.reduce_sum(y**2, 1) / level)
     >>> y = moves(np.full((2_000, 1), 3.0, np.float32), level=4.0, scale=2.0, count=20, seed=0)
@@ -114,7 +169,12 @@ class Moves:
         self, y: tf.Tensor, level: Any, scale: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
         start = y, *self._value_and_score(y, level)
-        initial = 0.5 * scale
+        shape = None
+        if self._groups == 1 and y.shape[1] <= MOST_ENTRIES:
+            shape = Shape(start[2], scale)
+        pull = shape.pull if shape else tf.identity
+        push = shape.push if shape else tf.identity
+        initial = tf.constant(0.5) if shape else 0.5 * scale
 
         def move(i: tf.Tensor, middle: Any, now: Any, step: tf.Tensor) -> tuple[Any, ...]:
             y, s, score = now
@@ -124,10 +184,10 @@ class Moves:
 
             def leapfrog(k: tf.Tensor, p: tf.Tensor, proposed: Any) -> tuple[Any, ...]:
                 y, _, score = proposed
-                p += 0.5 * width * score
-                y += width * p
+                p += 0.5 * width * pull(score)
+                y += push(width * p)
                 s, score = self._value_and_score(y, level)
-                return k + 1, p + 0.5 * width * score, (y, s, score)
+                return k + 1, p + 0.5 * width * pull(score), (y, s, score)
 
             loop = 0, momentum, now
             _, p, proposed = tf.while_loop(lambda k, *_: k < LEAPFROGS, leapfrog, loop)
