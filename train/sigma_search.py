@@ -64,7 +64,7 @@ def parse(argv):
     add("--width", default=[128.0], help="units of a layer", **bounds)
     add("--depth", default=[4.0], help="residual layers", **bounds)
     add("--learning-rate", default=[2e-3], help="Adam's, falling to 0", **bounds)
-    add("--samples", type=count, default=5_000, help="for log Z, at each level")
+    add("--samples", type=count, default=1_000, help="for log Z, at each level")
     parts = "for few rows: each of so many parts of all but the test rows validates in turn"
     add("--folds", type=count, help=f"{parts} (None: the validation rows)")
     again = "train the best density again, on training and validation rows"

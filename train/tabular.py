@@ -48,7 +48,7 @@ EPOCHS = 400  # at most; the paper's are passes over the rows
 EPOCH = 50  # steps, at least, between two lines of the log, two validations, two checkpoints
 GROUP = 10  # steps of one compiled call, if they divide that number
 VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each time with other noise
-MOVES = 5  # of Monte Carlo at each level of the ladder
+MOVES = 10  # of Monte Carlo at each level of the ladder
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 
 

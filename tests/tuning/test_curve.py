@@ -9,6 +9,7 @@ from sklearn.neighbors import KernelDensity
 
 import tfdde
 from tfdde import networks, tuning
+from tfdde.tuning.curve import UNCHECKED
 
 
 def gaussian_density(x, normalization=None):
@@ -92,6 +93,45 @@ def test_a_density_that_knows_its_rows_by_heart_is_called_overfitted():
     truth = multivariate_normal(np.zeros(8)).logpdf
     assert curve.training[curve.best] > truth(train).mean()
     assert curve.log_likelihood[curve.best] < truth(held_out).mean()
+
+
+class WrongAtLowLevels(tfdde.DDE):
+    """A density with a mode of e^40 times its mass far from the rows, below sigma = 0.3."""
+
+    def at(self, x, sigma):
+        far = 40.0 - 0.5 * tf.reduce_sum((x - 30.0) ** 2, 1)
+        far = tf.where(sigma < 0.3, far, -1e4)
+        return tf.reduce_logsumexp(tf.stack([super().at(x, sigma), far], 1), 1)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_levels_with_mass_where_no_rows_are_are_not_chosen(n):
+    """Of all levels only those that are chosen, or would have been, are checked."""
+    x = np.random.default_rng(0).standard_normal((2_000, n)).astype("float32")
+    network = networks.residual_mlp(n, 4, 1, levels=True)
+    network.get_layer("s").kernel.assign(np.zeros((4, 1)))
+    dde = WrongAtLowLevels(network, tfdde.LogUniform(0.1, 5.0), seed=0)
+    dde.adapt(x)
+    curve = tuning.select_sigma(dde, x[:500], samples=1_000)
+    wrong = curve.sigmas < 0.3
+    assert (
+        curve.best
+        == np.count_nonzero(wrong)
+        == np.argmax(curve.log_likelihood[~wrong]) + wrong.sum()
+    )
+    doubts = [z.doubt for z in curve.partitions]
+    assert all("mass where no rows are" in d and d != UNCHECKED for d in doubts[: curve.best])
+    assert curve.partitions[curve.best].trusted
+    assert curve.partitions[curve.one_standard_error].trusted
+    assert doubts[-1] == UNCHECKED and not curve.partitions[-1].trusted
+    lines = str(curve).splitlines()[1:]
+    assert ["NOT" in line for line in lines] == wrong.tolist()
+    everywhere = tuning.select_sigma(dde, x[:500], samples=1_000, check_all=True)
+    assert [z.trusted for z in everywhere.partitions] == (~wrong).tolist()
+    assert (everywhere.best, everywhere.one_standard_error) == (
+        curve.best,
+        curve.one_standard_error,
+    )
 
 
 def test_overfitting_is_what_chance_does_not_explain():

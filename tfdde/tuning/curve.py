@@ -20,6 +20,7 @@ from tfdde.utils.statistics import QUANTILE, mean_and_error
 
 ENOUGH = 1_000  # held-out rows that suffice as starts of the samples for log Z
 OVERFIT = 0.1  # nats, the least difference that is worth a warning
+UNCHECKED = "it was not checked for mass where no rows are, since its level was not chosen"
 
 
 class OverfittingWarning(UserWarning):
@@ -64,7 +65,8 @@ class SigmaCurve:
         log_likelihood: means over the held-out rows, in nats, (levels,).
         standard_error: of ``log_likelihood``: that of the mean over the rows and that of log Z in
             quadrature, (levels,).
-        partitions: log Z at each level.
+        partitions: log Z at each level.  Unless all were checked for mass where no rows are, those
+            that were not have a ``doubt`` that says so (``UNCHECKED``).
         best: index of the level with the highest log-likelihood among those whose log Z is
             trusted; 0, the lowest level, if none is trusted.
         one_standard_error: index of the highest trusted level whose log-likelihood is within one
@@ -94,7 +96,9 @@ class SigmaCurve:
     def __str__(self) -> str:
         lines = [f"{'sigma':>8}  log-likelihood in nats"]
         for k, sigma in enumerate(self.sigmas):
-            notes = [] if self.partitions[k].trusted else ["log Z NOT to be trusted"]
+            log_z = self.partitions[k]
+            known = log_z.trusted or log_z.doubt == UNCHECKED
+            notes = [] if known else ["log Z NOT to be trusted"]
             notes += ["best"] if k == self.best else []
             notes += ["one standard error"] if k == self.one_standard_error else []
             value, error = self.log_likelihood[k], self.standard_error[k]
@@ -113,14 +117,19 @@ def select_sigma(
     *,
     training: Any = None,
     starts: Any = None,
-    samples: int = 5_000,
+    samples: int = 1_000,
     moves: int = 5,
     seed: int = 0,
+    check_all: bool = False,
 ) -> SigmaCurve:
     """Find the held-out log-likelihood at every level of a density.
 
     One ladder gives log Z at all levels.  The density stays as it is; to read it at the level
     found, set the ``sigma`` of its noise.
+
+    The check of log Z that starts far from the rows (``tfdde.partition.far_field``) costs more than
+    the ladder.  It is made at the most likely level, and where it finds something wrong, at the
+    next.  ``dde.log_partition(data, sigma=...)`` checks log Z at any level.
 
     Args:
         dde: a density trained with ``LogUniform`` noise.
@@ -132,6 +141,7 @@ def select_sigma(
         samples: number of samples of the ladder at each level.
         moves: Monte Carlo steps of the ladder at each level.
         seed: of the ladder.
+        check_all: check log Z of all levels, as ``mean_curve`` needs it.
 
     Raises:
         ValueError: the density has one level only, or the rows are wrong.
@@ -171,7 +181,6 @@ def select_sigma(
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # The highest level is left out: hardly anything of the data remains there.
     partitions = ladder(dde.evaluator, at_start, levels, samples, moves, seed)[:-1]
-    partitions = checked(partitions, dde.evaluator, at_start, seed)
 
     def log_densities(rows: np.ndarray) -> list[np.ndarray]:
         standardised = inside(rows)
@@ -180,9 +189,29 @@ def select_sigma(
         return [dde.evaluator(flat, z.sigma) - z.value + jacobian for z in partitions]
 
     values = log_densities(rows)
-    pairs = zip(values, partitions, strict=True)
-    means, errors = zip(*(mean_and_error(v, z.standard_error) for v, z in pairs), strict=True)
-    best, one_standard_error = _choose(partitions, means, errors)
+    means = np.array([v.mean() for v in values])
+
+    def checked_at(chosen: Sequence[int]) -> None:
+        some = checked([partitions[k] for k in chosen], dde.evaluator, at_start, seed)
+        for k, z in zip(chosen, some, strict=True):
+            partitions[k] = z
+
+    unchecked = set(range(len(partitions)))
+    if check_all:
+        checked_at(sorted(unchecked))
+        unchecked = set()
+    while True:
+        errors = [
+            mean_and_error(v, z.standard_error)[1] for v, z in zip(values, partitions, strict=True)
+        ]
+        best, one_standard_error = _choose(partitions, means, errors)
+        if not (now := sorted({best, one_standard_error} & unchecked)):
+            break
+        checked_at(now)
+        unchecked -= set(now)
+    for k in unchecked:
+        if partitions[k].trusted:
+            partitions[k] = dataclasses.replace(partitions[k], doubt=UNCHECKED)
     training_means = None
     if known is not None:
         learned = log_densities(known)
@@ -191,7 +220,7 @@ def select_sigma(
         training_means = np.array([v.mean() for v in learned])
     return SigmaCurve(
         np.array([z.sigma for z in partitions]),
-        np.array(means),
+        means,
         np.array(errors),
         tuple(partitions),
         best,

@@ -187,7 +187,7 @@ class Densities(keras_tuner.HyperModel):
         return results
 
     def curve(
-        self, x: Any, folds: int = 5, *, epochs: int, samples: int = 5_000, verbose: Any = "auto"
+        self, x: Any, folds: int = 5, *, epochs: int, samples: int = 1_000, verbose: Any = "auto"
     ) -> tuple[SigmaCurve, int]:
         """Find the curve of ``select_sigma`` by cross-validation, which suits few rows.
 
@@ -217,7 +217,7 @@ class Densities(keras_tuner.HyperModel):
             def read(
                 model: DDE, _: int, held_out: Any = held_out, settings: Any = settings
             ) -> SigmaCurve:
-                return select_sigma(model, held_out, seed=self.seed, **settings)
+                return select_sigma(model, held_out, seed=self.seed, check_all=True, **settings)
 
             hp = keras_tuner.HyperParameters()
             folds_read.append(self.follow(hp, training, epochs, read, verbose))

@@ -105,7 +105,7 @@ class LikelihoodTuner(keras_tuner.Tuner):
                 f"`partition` must have arguments of DDE.log_partition, "
                 f"{', '.join(sorted(PARTITION_ARGUMENTS))}, got {unknown[0]!r}."
             )
-        self.partition = {"samples": 5_000} | (partition or {})
+        self.partition = {"samples": 1_000} | (partition or {})
         self.folds = check_integer(folds, "folds", 2)
         self.seed = check_integer(seed, "seed", 0)
         self._max_epochs = getattr(oracle, "max_epochs", None)  # Hyperband's
