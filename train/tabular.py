@@ -48,6 +48,7 @@ EPOCHS = 400  # at most; the paper's are passes over the rows
 EPOCH = 50  # steps, at least, between two lines of the log, two validations, two checkpoints
 GROUP = 10  # steps of one compiled call, if they divide that number
 VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each time with other noise
+RISE = 0.02  # of the validation loss above its lowest value: it does not come down again
 MOVES = 10  # of Monte Carlo at each level of the ladder
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 
@@ -79,7 +80,8 @@ def parse(argv):
     add("--batch-size", type=count, help="rows a step")
     add("--steps", type=count, help="training steps (None: 400 passes over the rows)")
     add("--learning-rate", type=number, help="Adam's, falling")
-    add("--patience", type=count, help="stop after so many epochs that improved nothing")
+    text = "stop after so many epochs that improved nothing, or when the loss has risen by 2 %%"
+    add("--patience", type=count, help=text)
     add("--samples", type=count, help="for log Z, at each level")
     preset = command_line.read_preset(PRESETS, preset_name(chosen), DEFAULT)
     if chosen.data or chosen.dataset:
@@ -184,6 +186,7 @@ def main(argv=None):
         args.patience,
         path=run / "checkpoint/best.npz",
         curve=run / "validation.csv",
+        rise=RISE,
     )
     batches = partial(datasets.stream, x, args.batch_size, args.seed)
     epoch_steps = max(EPOCH, args.steps // EPOCHS)

@@ -103,6 +103,17 @@ def test_training_ends_when_patience_does_and_tells_the_true_step(whole):
     assert not best.stopped(epochs - 1) and best.stopped(epochs)
 
 
+@pytest.mark.parametrize("rise", [None, 0.1])
+def test_a_loss_far_above_the_lowest_ends_the_training_at_once(rise):
+    best = runs.KeepBest(HELD_OUT, 5, rise=rise)
+    best.losses = dict(enumerate([2.0, 1.0, 1.05, 1.09, 1.11, 1.12, 1.13]))
+    stopped = [best.stopped(epochs) for epochs in range(1, 8)]
+    # After the last of them five epochs have not been better, and patience ends it as well.
+    ends_at_once = rise is not None
+    assert stopped == [False] * 4 + [ends_at_once] * 2 + [True]
+    assert best.best_epoch == 1
+
+
 def assert_same(a, b):
     """Of two runs: the last weights, all that the keepers hold, and the steps."""
     np.testing.assert_equal(a[0], b[0])
@@ -180,6 +191,8 @@ def test_within_averaged_the_weights_are_the_averages_and_afterwards_what_they_w
 def test_bad_arguments_files_and_losses(tmp_path):
     with pytest.raises(ValueError, match="`patience` must be an integer >= 1, got 0"):
         runs.KeepBest(HELD_OUT, 0)
+    with pytest.raises(ValueError, match="`rise` must be .* > 0, got 0"):
+        runs.KeepBest(HELD_OUT, 1, rise=0.0)
     path = tmp_path / "best.npz"
     path.write_bytes(b"PK\3\4 not really")
     with pytest.raises(runs.RunError, match=r"best.npz is damaged .*train from the start"):

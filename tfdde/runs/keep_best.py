@@ -13,7 +13,7 @@ import numpy as np
 
 from tfdde.models.trainer import DivergedError, Trainer, not_finite
 from tfdde.runs.cluster import RunError
-from tfdde.utils.checks import check_integer
+from tfdde.utils.checks import check_integer, check_positive
 from tfdde.utils.files import atomic
 
 
@@ -45,6 +45,8 @@ class KeepBest(keras.callbacks.Callback):
         batch_size: rows of a batch of the evaluation.
         path: file of the state, ending in ``.npz``; None: it is kept in memory only.
         curve: CSV file for the loss of each epoch; None: it is not written.
+        rise: share of the lowest loss by which a later one must exceed it to end the training at
+            once, for losses > 0; None: only ``patience`` ends it.
 
     Attributes:
         losses: validation losses by epoch.
@@ -61,6 +63,7 @@ class KeepBest(keras.callbacks.Callback):
         batch_size: int = 512,
         path: str | os.PathLike | None = None,
         curve: str | os.PathLike | None = None,
+        rise: float | None = None,
     ):
         super().__init__()
         self.x = x
@@ -68,6 +71,7 @@ class KeepBest(keras.callbacks.Callback):
         self.batch_size = check_integer(batch_size, "batch_size")
         self.path = None if path is None else Path(path)
         self.curve = None if curve is None else Path(curve)
+        self.rise = None if rise is None else check_positive(rise, "rise")
         self.losses: dict[int, float] = {}
         self.weights: list[np.ndarray] = []
         self._steps_done = 0
@@ -84,7 +88,10 @@ class KeepBest(keras.callbacks.Callback):
         losses = {epoch: loss for epoch, loss in self.losses.items() if epoch < epochs}
         if epochs - 1 not in losses:
             return False
-        return epochs - 1 - min(losses, key=losses.__getitem__) >= self.patience
+        best = min(losses, key=losses.__getitem__)
+        if self.rise is not None and losses[epochs - 1] > (1.0 + self.rise) * losses[best] > 0:
+            return True
+        return epochs - 1 - best >= self.patience
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps_done = 0

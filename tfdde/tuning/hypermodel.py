@@ -29,6 +29,7 @@ except ImportError as error:
 
 EPOCH = 50  # steps, at least
 VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each with other noise
+RISE = 0.02  # of the validation loss above its lowest value: it does not come down again
 STOPS = 5  # lengths of training that cross-validation compares, each half the next
 Range = float | tuple[float, float]
 
@@ -49,7 +50,8 @@ class Densities(keras_tuner.HyperModel):
         learning_rate: Adam's at the start, or its bounds; it falls to 0 by a cosine over the
             epochs.
         batch_size: rows of a step.
-        patience: number of epochs without a lower validation loss after which a trial ends.
+        patience: number of epochs without a lower validation loss after which a trial ends; it
+            also ends once the loss is 2 % above its lowest value.
         seed: of weights, batches and noise, the same in all trials.
         jit_compile: compile by XLA; False suits trainings of a few seconds, whose time the
             compilation would double.
@@ -136,7 +138,7 @@ class Densities(keras_tuner.HyperModel):
                 of ``DDE.fit``.
         """
         held_out = np.resize(kwargs.pop("validation_data"), (VALIDATED, x.shape[1]))
-        best = KeepBest(held_out, self.patience, batch_size=VALIDATED)
+        best = KeepBest(held_out, self.patience, batch_size=VALIDATED, rise=RISE)
         callbacks = [best, *kwargs.pop("callbacks", ())]
         history = self._train(model, x, kwargs.get("epochs", 1), callbacks=callbacks, **kwargs)
         model.set_weights(best.weights)
