@@ -28,6 +28,7 @@ except ImportError as error:
 
 
 EPOCH = 50  # steps, at least
+GROUP = 10  # steps of one compiled call, if they divide those of an epoch
 VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each with other noise
 RISE = 0.02  # of the validation loss above its lowest value: it does not come down again
 STOPS = 5  # lengths of training that cross-validation compares, each half the next
@@ -233,13 +234,15 @@ class Densities(keras_tuner.HyperModel):
 
     def _train(self, model: DDE, x: Any, schedule: int, callbacks: Any = (), **kwargs: Any) -> Any:
         rate = float(model.optimizer.learning_rate)
+        steps = max(EPOCH, math.ceil(len(x) / self.batch_size))
+        model.group_steps(math.gcd(GROUP, steps))
 
         def cosine(epoch: int) -> float:
             return rate * 0.5 * (1 + math.cos(math.pi * epoch / schedule))
 
         return model.fit(
             stream(x, min(self.batch_size, len(x)), self.seed),
-            steps_per_epoch=max(EPOCH, math.ceil(len(x) / self.batch_size)),
+            steps_per_epoch=steps,
             callbacks=[keras.callbacks.LearningRateScheduler(cosine), *callbacks],
             **kwargs,
         )
