@@ -35,7 +35,7 @@ class Correlated:
 def test_few_moves_keep_a_density_in_the_mean_over_many_small_sets_of_rows():
     """In a shape from their own scores, the rows would come to have 9 % too little energy."""
     gaussian, n = Correlated(20), 20
-    moves = Moves(gaussian.path)
+    moves = Moves(gaussian.path, shaped=True)
     squares = []
     for seed in range(60):
         y = moves(gaussian.sample(200, seed), 1.0, 0.05, 4, seed)
@@ -48,7 +48,7 @@ def test_a_correlated_gaussian_is_reached_in_a_few_moves():
     """From rows of a tenth of its deviations: 100 times the finest scale is far for small steps."""
     gaussian, n = Correlated(8), 8
     start = (3.0 + 0.1 * (gaussian.sample(3_000, 1) - 3.0)).astype(np.float32)
-    y = Moves(gaussian.path)(start, 1.0, 0.05, 40, 0)
+    y = Moves(gaussian.path, shaped=True)(start, 1.0, 0.05, 40, 0)
     z = gaussian.whitened(y)
     assert np.abs(z.std(axis=0) - 1.0).max() < 0.08
     assert np.abs(z.mean(axis=0)).max() < 0.1
@@ -82,7 +82,7 @@ def test_too_few_rows_to_show_a_shape_move_by_the_finest_scale(rows):
     shape = Shape(tf.constant(score), tf.constant(0.05))
     if rows < 60:
         np.testing.assert_allclose(shape.push(tf.constant(start)), 0.05 * start, rtol=1e-3)
-    y = Moves(gaussian.path)(start, 1.0, 0.05, 30, 0)
+    y = Moves(gaussian.path, shaped=True)(start, 1.0, 0.05, 30, 0)
     assert np.isfinite(y).all() and not np.array_equal(y, start)
 
 
@@ -93,7 +93,7 @@ def test_rows_without_a_finite_score_stay_and_the_others_move():
 
     start = np.random.default_rng(0).standard_normal((2_000, 3)).astype(np.float32)
     start[::100, 0] = 60.0
-    y = Moves(path)(start, 1.0, 1.0, 10, 0)
+    y = Moves(path, shaped=True)(start, 1.0, 1.0, 10, 0)
     np.testing.assert_array_equal(y[::100], start[::100])
     moved = np.delete(y, np.s_[::100], axis=0)
     assert np.abs(moved.std(axis=0) - 1.0).max() < 0.08
@@ -104,5 +104,7 @@ def test_rows_of_many_entries_move_by_equal_steps(monkeypatch):
     monkeypatch.setattr(hmc, "Shape", None)
     n = hmc.MOST_ENTRIES + 1
     start = np.random.default_rng(0).standard_normal((500, n)).astype(np.float32)
-    y = Moves(lambda y, level: -0.5 * tf.reduce_sum(y**2, 1) / level)(start, 1.0, 1.0, 3, 0)
+    y = Moves(lambda y, level: -0.5 * tf.reduce_sum(y**2, 1) / level, shaped=True)(
+        start, 1.0, 1.0, 3, 0
+    )
     assert y.std() == pytest.approx(1.0, abs=0.02)

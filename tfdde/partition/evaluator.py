@@ -121,8 +121,8 @@ class Evaluator:
 
     @cached_property
     def moves(self) -> Moves:
-        """Moves under s(., sigma), whose levels are sigma."""
-        return Moves(self.flat)
+        """Moves of samples of s(., sigma), whose levels are sigma, in the shape of the density."""
+        return Moves(self.flat, shaped=True)
 
     def moves_along(self, path: Callable[..., tf.Tensor], groups: int = 1) -> Moves:
         """Moves under ``path(self, rows, level)``, compiled once for each path.

@@ -88,7 +88,7 @@ class Moves:
 
     The step size starts at half of a given scale, which should be the finest scale of the density,
     and follows the mean acceptance of all rows (Neal, Handbook of Markov Chain Monte Carlo, 2011).
-    Rows of one group and of at most 100 entries move in the ``Shape`` of the density.
+    ``shaped`` moves of at most 100 entries are made in the ``Shape`` of the density.
 
     >>> moves = tfdde.partition.hmc.Moves(lambda y, level: -0.5 * tf.reduce_sum(y**2, 1) / level)
     >>> y = moves(np.full((2_000, 1), 3.0, np.float32), level=4.0, scale=2.0, count=20, seed=0)
@@ -100,10 +100,11 @@ class Moves:
             a tuple of tensors.
         groups: equal parts of the rows, in their order, with a step size each; None: as many as
             the scale has, and one trace serves all numbers of them.
+        shaped: for one group of rows that are nearly samples of the density, as in the ladder.
     """
 
-    def __init__(self, path: Path, groups: int | None = 1):
-        self._path, self._groups = path, groups
+    def __init__(self, path: Path, groups: int | None = 1, shaped: bool = False):
+        self._path, self._groups, self._shaped = path, groups, shaped
         # A function of its own is traced once, although ``_moves`` calls it in two places.
         self._value_and_score = tf.function(self._at, reduce_retracing=True, autograph=False)
         # A partial, so that TensorFlow does not take the traces of several objects for retracing.
@@ -170,7 +171,7 @@ class Moves:
     ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
         start = y, *self._value_and_score(y, level)
         shape = None
-        if self._groups == 1 and y.shape[1] <= MOST_ENTRIES:
+        if self._shaped and y.shape[1] <= MOST_ENTRIES:
             shape = Shape(start[2], scale)
         pull = shape.pull if shape else tf.identity
         push = shape.push if shape else tf.identity
