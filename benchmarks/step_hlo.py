@@ -38,7 +38,10 @@ def export(path, case):
     compiled = tf.function(model.train_step, autograph=False, jit_compile=True)
     program = compiled.experimental_get_compiler_ir(x)
     graph = compiled.get_concrete_function(x).graph
-    by_handle = {id(v.handle): v for v in graph.variables}
+    # Variables that an operation updates by their handle are not among those of the graph.
+    optimizers = [model.optimizer, getattr(model, "dde_optimizer", model.optimizer)]
+    updated = [v.value for optimizer in optimizers for v in optimizer.variables]
+    by_handle = {id(v.handle): v for v in [*graph.variables, *updated]}
     values = [by_handle[id(capture)].numpy() for capture, _ in graph.captures]
     # Which output is the new value of which input.
     aliases = np.int64(ALIAS.findall(program(stage="hlo").partition("\n")[0]))

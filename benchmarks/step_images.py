@@ -54,10 +54,15 @@ def shapes_of(name):
     """Return the shapes of the weights of "density", "log-ratio" or "generator", as Keras's."""
     w, pixels = WIDTH, 7 * 7  # pixels at the lowest resolution
     if name == "generator":
-        kernels = [(LATENTS, 8 * w), (8 * w, pixels * 2 * w), (3, 3, 2 * w, 2 * w)]
+        shapes = [(LATENTS, 8 * w), (8 * w,), (8 * w, pixels * 2 * w), (pixels * 2 * w,)]
+        kernels = [(3, 3, 2 * w, 2 * w)] * 2
         kernels += [(4, 4, w, 2 * w), (4, 4, 1, w)]  # the transposed ones: their inputs come last
-        shapes = [[k, k[-1:] if len(k) == 2 or k[0] == 3 else k[2:3]] for k in kernels]
-        return [shape for pair in shapes for shape in pair]
+        for kernel in kernels:
+            residual = kernel[0] == 3
+            channels = kernel[2 if residual else 3]
+            style = [(LATENTS, channels), (channels,)]
+            shapes += [*style, (channels,), *style, kernel, kernel[3:] if residual else kernel[2:3]]
+        return shapes
     density = name == "density"
     units, residual = (256, 2) if density else (2 * w, 1)
     shapes = [(1, w), (w,)]
@@ -124,16 +129,25 @@ def critic(weights, x, level):
 
 
 def generate(weights, z):
-    """Apply a network like `conv_generator`: (rows, 16) -> (rows, 1, 28, 28)."""
-    from torch import sigmoid
+    """Apply a network like the modulated `conv_generator`: (rows, 16) -> (rows, 1, 28, 28)."""
+    from torch import rsqrt, sigmoid
     from torch.nn.functional import conv2d, conv_transpose2d, silu
 
-    (a, b), (c, d), residual, middle, last = zip(weights[::2], weights[1::2], strict=True)
+    a, b, c, d, *rest = weights
+    first, second, middle, last = (rest[k : k + 7] for k in range(0, len(rest), 7))
+
+    def modulated(h, scale, one, gain, shift, zero):
+        h = h * rsqrt((h * h).mean(dim=1, keepdim=True) + 1e-6) * gain[:, None, None]
+        return h * (z @ scale + one)[:, :, None, None] + (z @ shift + zero)[:, :, None, None]
+
     h = silu(silu(z @ a + b) @ c + d)
     h = h.reshape(len(z), 7, 7, 2 * WIDTH).permute(0, 3, 1, 2)
-    h = h + silu(conv2d(h, *residual, padding=1))
-    h = silu(conv_transpose2d(h, *middle, stride=2, padding=1))
-    return sigmoid(conv_transpose2d(h, *last, stride=2, padding=1))
+    for *style, kernel, bias in (first, second):
+        h = h + silu(conv2d(modulated(h, *style), kernel, bias, padding=1))
+    *style, kernel, bias = middle
+    h = silu(conv_transpose2d(modulated(h, *style), kernel, bias, stride=2, padding=1))
+    *style, kernel, bias = last
+    return sigmoid(conv_transpose2d(modulated(h, *style), kernel, bias, stride=2, padding=1))
 
 
 def corrected(weights, base, x, sigma):
