@@ -63,7 +63,7 @@ def denoising(train, rows, seed):
     train = train.astype(np.float32)
     dde = tfdde.recipes.table_density(train, tfdde.LogUniform(0.1, 8.0), 128, 2, seed=seed)
     schedule = keras.optimizers.schedules.CosineDecay(2e-3, STEPS)
-    dde.compile(keras.optimizers.Adam(schedule, use_ema=True), steps_per_execution=50)
+    dde.compile(tfdde.optimizers.FusedAdam(schedule, use_ema=True), steps_per_execution=50)
     dde.fit(tfdde.datasets.stream(train, 128, seed), steps_per_epoch=STEPS, verbose=0)
     scores = tfdde.anomalies.AnomalyScores(dde, train)
     return {method: scores.anomaly_score(rows, method) for method in NETWORK}
