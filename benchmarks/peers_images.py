@@ -31,7 +31,7 @@ def _adversarial(x, seconds, seed, rate, critic_loss, generator_loss, critic_ste
     critic's values at made images.
     """
     layers, shape = keras.layers, x.shape[1:]
-    generator = convolutional.conv_generator(LATENT, shape, WIDTH, 2, modulated=True)
+    generator = convolutional.conv_generator(LATENT, shape, WIDTH, depth=2, modulated=True)
     critic = keras.Sequential(
         [
             keras.Input(shape),

@@ -39,8 +39,7 @@ def export(path, case):
     program = compiled.experimental_get_compiler_ir(x)
     graph = compiled.get_concrete_function(x).graph
     # Variables that an operation updates by their handle are not among those of the graph.
-    optimizers = [model.optimizer, getattr(model, "dde_optimizer", model.optimizer)]
-    updated = [v.value for optimizer in optimizers for v in optimizer.variables]
+    updated = [v.value for optimizer, *_ in model.trained_parts() for v in optimizer.variables]
     by_handle = {id(v.handle): v for v in [*graph.variables, *updated]}
     values = [by_handle[id(capture)].numpy() for capture, _ in graph.captures]
     # Which output is the new value of which input.

@@ -261,7 +261,7 @@ def image_models(
 
     density = density_of(seed)
     if kind == "conv":
-        network = convolutional.conv_generator(latent_dim, shape, width, 2, modulated=True)
+        network = convolutional.conv_generator(latent_dim, shape, width, depth=2, modulated=True)
     elif kind == "residual":
         network = networks.residual_mlp(
             latent_dim,

@@ -39,6 +39,7 @@ from tfdde.noise import Noise
 from tfdde.optimizers import FusedAdam
 from tfdde.partition.importance import importance
 from tfdde.runs import command_line
+from tfdde.runs.keep_best import RISE
 from tfdde.runs.table_report import write_report
 from tfdde.utils.checks import check_spread
 
@@ -48,7 +49,6 @@ EPOCHS = 400  # at most; the paper's are passes over the rows
 EPOCH = 50  # steps, at least, between two lines of the log, two validations, two checkpoints
 GROUP = 10  # steps of one compiled call, if they divide that number
 VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each time with other noise
-RISE = 0.02  # of the validation loss above its lowest value: it does not come down again
 MOVES = 10  # of Monte Carlo at each level of the ladder
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 

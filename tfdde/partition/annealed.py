@@ -63,11 +63,6 @@ def anneal(
     return log_z + logsumexp(log_w, axis=1) - np.log(size), least, rows
 
 
-def at_level(evaluate: Evaluator, y: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """s of rows (rows, n) at a noise level, whose moves have equal steps in all directions."""
-    return evaluate.flat(y, level)
-
-
 def from_gaussian(evaluate: Evaluator, y: tf.Tensor, level: tuple[tf.Tensor, ...]) -> tf.Tensor:
     """Log-density on the geometric path from a Gaussian to e^s, up to a constant.
 
@@ -120,7 +115,7 @@ def annealed(
     # The densities on the way down, after the first: levels of one path.
     if len(sigmas) > 1:
         first = reference(rows, sigmas[-1], weights)
-        chains, scales = evaluate.moves_along(at_level), sigmas[::-1]
+        chains, scales = evaluate.moves_along(Evaluator.flat), sigmas[::-1]
         levels: Sequence[Any] = list(scales)
 
         def log_ratio(k: int, y: np.ndarray) -> np.ndarray:

@@ -16,6 +16,8 @@ from tfdde.runs.cluster import RunError
 from tfdde.utils.checks import check_integer, check_positive
 from tfdde.utils.files import atomic
 
+RISE = 0.02  # of the validation loss above its lowest value: it does not come down again
+
 
 @contextlib.contextmanager
 def averaged(model: Trainer) -> Iterator[None]:

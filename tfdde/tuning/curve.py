@@ -65,7 +65,7 @@ class SigmaCurve:
         log_likelihood: means over the held-out rows, in nats, (levels,).
         standard_error: of ``log_likelihood``: that of the mean over the rows and that of log Z in
             quadrature, (levels,).
-        partitions: log Z at each level.  Unless all were checked for mass where no rows are, those
+        partitions: log Z at each level. Unless all were checked for mass where no rows are, those
             that were not have a ``doubt`` that says so (``UNCHECKED``).
         best: index of the level with the highest log-likelihood among those whose log Z is
             trusted; 0, the lowest level, if none is trusted.
@@ -128,8 +128,8 @@ def select_sigma(
     found, set the ``sigma`` of its noise.
 
     The check of log Z that starts far from the rows (``tfdde.partition.far_field``) costs more than
-    the ladder.  It is made at the most likely level, and where it finds something wrong, at the
-    next.  ``dde.log_partition(data, sigma=...)`` checks log Z at any level.
+    the ladder. It is made at the two levels that are chosen, and where it finds something wrong, at
+    those chosen next. ``dde.log_partition(data, sigma=...)`` checks log Z at any level.
 
     Args:
         dde: a density trained with ``LogUniform`` noise.

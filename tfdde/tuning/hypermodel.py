@@ -14,7 +14,7 @@ from tfdde.models.dde import DDE
 from tfdde.noise import Constant, LogUniform
 from tfdde.optimizers import FusedAdam
 from tfdde.recipes import table_density
-from tfdde.runs.keep_best import KeepBest, averaged
+from tfdde.runs.keep_best import RISE, KeepBest, averaged
 from tfdde.tuning.curve import SigmaCurve, ladder_starts, mean_curve, select_sigma, split
 from tfdde.utils.checks import check_integer, check_positive, check_rows, check_spread
 from tfdde.utils.statistics import mean_and_variance
@@ -30,7 +30,6 @@ except ImportError as error:
 EPOCH = 50  # steps, at least
 GROUP = 10  # steps of one compiled call, if they divide those of an epoch
 VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each with other noise
-RISE = 0.02  # of the validation loss above its lowest value: it does not come down again
 STOPS = 5  # lengths of training that cross-validation compares, each half the next
 Range = float | tuple[float, float]
 
