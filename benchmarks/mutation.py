@@ -32,6 +32,54 @@ ROOT = Path(__file__).parent.parent
 # The tests of each module of tfdde, the most specific file first: quick ones, which need no
 # trained model.
 PARTITION = {"partition/test_partition_parts.py": [""]}
+DENSITY = {
+    "models/test_settings.py": [
+        "losses_of_a_density",
+        "defaults",
+        "a_density_comes_back_as_it_was_and_is_copied_so",
+        "what_compile_was_told_comes_back",
+        "bad_settings",
+        "adapting_and_conditions_are_checked",
+        "adapt_takes_the_moments_of_what_each_part_sees",
+    ],
+    "models/test_dde.py": [
+        "loss_and_gradients_are_those_of_eq_10",
+        "bad_arguments",
+        "bad_networks",
+        "start_at_the_independent_components_of_what_the_network_sees",
+    ],
+    "models/test_conditional.py": [
+        "loss_is_that_of_eq_10_at_the_rows_own_conditions",
+        "training_does_not_change_what_given_returned",
+    ],
+}
+SAMPLER = {
+    "models/test_settings.py": [
+        "evaluation_of_a_sampler",
+        "levels_of_the_updates_of_a_sampler",
+        "one_step_of_all_three_networks",
+        "defaults",
+        "a_sampler_comes_back_as_it_was_and_is_copied_so",
+        "what_compile_was_told_comes_back",
+        "bad_settings",
+        "parts_of_a_sampler_that_do_not_fit",
+    ],
+    "models/test_generator.py": [
+        "one_step_is_algorithm_1",
+        "generator_gradient_descends_the_kl_of_gaussians",
+        "bad_arguments",
+        "parts_that_do_not_fit",
+    ],
+    "models/test_generator_contract.py": [
+        "samples",
+        "rows_do_not_meet",
+        "bad_input_is_refused",
+    ],
+    "models/test_conditional.py": [
+        "sample_decode_interpolate_save_given",
+        "parts_that_do_not_fit",
+    ],
+}
 TESTS = {
     "noise": {
         "test_noise.py": [""],
@@ -41,54 +89,11 @@ TESTS = {
     "partition/estimate": PARTITION,
     "partition/importance": PARTITION,
     "partition/ladder": PARTITION,
-    "models/dde": {
-        "models/test_settings.py": [
-            "losses_of_a_density",
-            "defaults",
-            "a_density_comes_back_as_it_was_and_is_copied_so",
-            "what_compile_was_told_comes_back",
-            "bad_settings",
-            "adapting_and_conditions_are_checked",
-            "adapt_takes_the_moments_of_what_each_part_sees",
-        ],
-        "models/test_dde.py": [
-            "loss_and_gradients_are_those_of_eq_10",
-            "bad_arguments",
-            "bad_networks",
-            "start_at_the_independent_components_of_what_the_network_sees",
-        ],
-        "models/test_conditional.py": [
-            "loss_is_that_of_eq_10_at_the_rows_own_conditions",
-            "training_does_not_change_what_given_returned",
-        ],
-    },
-    "models/generator": {
-        "models/test_settings.py": [
-            "evaluation_of_a_sampler",
-            "levels_of_the_updates_of_a_sampler",
-            "one_step_of_all_three_networks",
-            "defaults",
-            "a_sampler_comes_back_as_it_was_and_is_copied_so",
-            "what_compile_was_told_comes_back",
-            "bad_settings",
-            "parts_of_a_sampler_that_do_not_fit",
-        ],
-        "models/test_generator.py": [
-            "one_step_is_algorithm_1",
-            "generator_gradient_descends_the_kl_of_gaussians",
-            "bad_arguments",
-            "parts_that_do_not_fit",
-        ],
-        "models/test_generator_contract.py": [
-            "samples",
-            "rows_do_not_meet",
-            "bad_input_is_refused",
-        ],
-        "models/test_conditional.py": [
-            "sample_decode_interpolate_save_given",
-            "parts_that_do_not_fit",
-        ],
-    },
+    "models/smoothed_density": DENSITY,
+    "models/normalized_density": DENSITY,
+    "models/dde": DENSITY,
+    "models/generator": SAMPLER,
+    "models/sampler": SAMPLER,
 }
 # Mutants that no test can kill, by their change, and why.
 FLOAT = "a Python float becomes float32 anyhow"

@@ -84,8 +84,12 @@ def constructor(app, what, name, obj, options, signature, returns):
 
 
 def not_ours(app, what, name, obj, skip, options):
-    """Leave out the methods that scikit-learn adds for its metadata routing."""
-    return True if re.fullmatch(r"set_\w+_request", name) else None
+    """Leave out what Keras and Python add to our classes, and scikit-learn's metadata routing."""
+    function = getattr(obj, "fget", obj)
+    of_class = getattr(function, "__objclass__", None)  # of a method of Python's own
+    owner = getattr(of_class or function, "__module__", None) or "tfdde"
+    foreign = options.inherited_members and not owner.startswith("tfdde")
+    return True if foreign or re.fullmatch(r"set_\w+_request", name) else None
 
 
 # -- The API reference: one page a room, from the modules that there are -------------------------
@@ -94,6 +98,8 @@ ROOMS = """
     models networks noise losses optimizers partition recipes tables datasets metrics plots
     anomalies tuning sklearn runs serving scoring beam explore utils
 """.split()  # noqa: SIM905
+# Classes whose methods are shown with the class that users make.
+PARTS = ("SmoothedDensity", "NormalizedDensity", "Sampler")
 PAGE = """# `{name}`
 
 ```{{eval-rst}}
@@ -115,6 +121,8 @@ def exported(module):
 
 def section(module, names):
     options = f"   :members: {', '.join(names)}" if names else ""
+    if module.__name__ == "tfdde.models":  # with the methods of PARTS
+        options += "\n   :inherited-members: Trainer, Exception"
     return PAGE.format(name=module.__name__, options=options)
 
 
@@ -124,7 +132,7 @@ def write_reference():
     folder.mkdir(exist_ok=True)
     for room in ROOMS:
         package = importlib.import_module(f"tfdde.{room}")
-        shown = set(exported(package))
+        shown = {*exported(package), *PARTS}
         text = section(package, exported(package))
         for info in pkgutil.walk_packages(getattr(package, "__path__", []), f"tfdde.{room}."):
             if info.name.endswith("__main__"):

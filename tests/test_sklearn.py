@@ -233,7 +233,7 @@ def test_without_a_trusted_log_partition_no_likelihood_is_returned(fitted, monke
 
 
 def test_fit_warns_of_an_untrusted_log_partition_and_no_search_takes_it(monkeypatch):
-    monkeypatch.setattr("tfdde.models.dde.estimate", lambda *args: UNTRUSTED)
+    monkeypatch.setattr("tfdde.models.normalized_density.estimate", lambda *args: UNTRUSTED)
     refused = pytest.warns(UserWarning, match="(?s)Scoring failed.*no trusted log Z")
     with refused, pytest.warns(UserWarning, match="This estimate can't be trusted"):
         scores = cross_val_score(tiny(), rows(40, 9), cv=2)

@@ -14,8 +14,9 @@ from tfdde import (
     tuning,
 )
 from tfdde._version import __version__
-from tfdde.models.dde import DDE, UnnormalizedWarning
+from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
+from tfdde.models.normalized_density import UnnormalizedWarning
 from tfdde.models.sampling import sample_rows
 from tfdde.models.trainer import DivergedError
 from tfdde.networks.gaussian_base import GaussianBase

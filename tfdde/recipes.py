@@ -22,6 +22,10 @@ from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows, check_weights
 
 BASES = {"gaussian": 1, "mixture": 32}  # the most components of each
+# How the densities of tables are trained.
+EPOCH_STEPS = 50  # at least, between two validations
+STEPS_PER_CALL = 10  # of one compiled call, if they divide those of an epoch
+VALIDATION_ROWS = 4_096  # noisy ones; few rows are repeated, each time with other noise
 ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
 
 
@@ -244,12 +248,13 @@ def image_models(
         time_weight = 0.0  # it would help to normalise s_p, which a generator does not need
         if kind == "conv":
             channels, layers = width, depth
-            if ratio == "logistic":
-                sizes["units"], layers = 2 * width, max(1, depth // 2)
-            if log_ratio:
-                sizes["shifts"] = "channel"
-            elif ratio == "logistic":
-                channels, time_weight = max(1, width // 2), 0.1
+            if ratio == "logistic":  # steps are worth more than weights
+                layers = max(1, depth // 2)
+                sizes["units"] = 2 * width
+                if log_ratio:
+                    sizes["shifts"] = "channel"
+                else:
+                    channels, time_weight = max(1, width // 2), 0.1
             network = convolutional.conv_density(shape, channels, layers, **sizes)
         elif kind == "residual":
             network = networks.residual_mlp(shape, width, depth, experts=4, **sizes)

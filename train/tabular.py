@@ -46,9 +46,6 @@ from tfdde.utils.checks import check_spread
 PRESETS = Path(__file__).parent / "presets" / "tabular"
 DEFAULT = "levels"
 EPOCHS = 400  # at most; the paper's are passes over the rows
-EPOCH = 50  # steps, at least, between two lines of the log, two validations, two checkpoints
-GROUP = 10  # steps of one compiled call, if they divide that number
-VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each time with other noise
 MOVES = 10  # of Monte Carlo at each level of the ladder
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 
@@ -123,7 +120,7 @@ def build(args, x, schema=None):
         rate = schedules.CosineDecay(args.learning_rate, args.steps)
     # The weights are averaged over about 100 steps.
     adam = FusedAdam(rate, use_ema=True, ema_momentum=0.99)
-    dde.compile(adam, steps_per_execution=GROUP, jit_compile=args.jit)
+    dde.compile(adam, steps_per_execution=recipes.STEPS_PER_CALL, jit_compile=args.jit)
     return dde
 
 
@@ -182,14 +179,14 @@ def main(argv=None):
             print(text)
     dde = build(args, x, schema)
     best = runs.KeepBest(
-        np.resize(x_validation, (VALIDATED, x.shape[1])),
+        np.resize(x_validation, (recipes.VALIDATION_ROWS, x.shape[1])),
         args.patience,
         path=run / "checkpoint/best.npz",
         curve=run / "validation.csv",
         rise=RISE,
     )
     batches = partial(datasets.stream, x, args.batch_size, args.seed)
-    epoch_steps = max(EPOCH, args.steps // EPOCHS)
+    epoch_steps = max(recipes.EPOCH_STEPS, args.steps // EPOCHS)
     done = run.train("density", dde, batches, args.steps, epoch_steps, callbacks=[best])
     logs = {"training": run / "density.csv", "validation": run / "validation.csv"}
     plots.loss_curves(run / "losses.png", logs)

@@ -106,7 +106,7 @@ def test_without_a_normalization_there_are_none(tmp_path):
     assert "log_density_float64" not in errors
 
 
-@pytest.mark.filterwarnings("ignore::tfdde.models.dde.UnnormalizedWarning")
+@pytest.mark.filterwarnings("ignore::tfdde.UnnormalizedWarning")
 def test_the_recipe_of_the_documentation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs/serving.md").read_text()

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.losses import score_of
-from tfdde.models.dde import DDE, in_chunks
+from tfdde.models.dde import DDE
+from tfdde.models.evaluation import in_chunks
 from tfdde.noise import LogUniform
 from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows

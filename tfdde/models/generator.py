@@ -14,8 +14,8 @@ from tfdde import optimizers
 from tfdde.losses import forward_kl_weights, per_row
 from tfdde.models import log_ratio
 from tfdde.models.dde import DDE
+from tfdde.models.sampler import Sampler
 from tfdde.models.trainer import (
-    Trainer,
     add_penalty,
     global_count,
     local_count,
@@ -24,16 +24,15 @@ from tfdde.models.trainer import (
     update_mean,
     warn_of_underflow,
 )
-from tfdde.networks.check_network import check_network, condition_width
 from tfdde.networks.fixed_condition import fix
 from tfdde.noise import Decay, LogUniform
 from tfdde.utils import random
-from tfdde.utils.checks import check_integer, to_conditions, to_rows
+from tfdde.utils.checks import check_integer
 from tfdde.utils.random import Purpose
 
 
 @keras.saving.register_keras_serializable(package="tfdde")
-class Generator(Trainer):
+class Generator(Sampler):
     """One-shot sampler x = g(z), z ~ N(0, I), trained to minimise KL(q~ || p~).
 
     Here p~ and q~ are the densities of data and of g(z), both blurred by the same
@@ -105,8 +104,7 @@ class Generator(Trainer):
         one_stage: bool = False,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self.latent_dim = check_integer(latent_dim, "latent_dim")
+        super().__init__(generator, latent_dim, seed, **kwargs)
         self.dde_steps = check_integer(dde_steps, "dde_steps")
         self.data_steps = check_integer(data_steps, "data_steps")
         self.relative = bool(relative)
@@ -128,7 +126,6 @@ class Generator(Trainer):
                 '`one_stage` needs `ratio="logistic"` and `dde_steps=1`, got '
                 f"{ratio!r} and {dde_steps}."
             )
-        self.seed = random.check_seed(seed)
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
             if not isinstance(dde, DDE):
                 raise ValueError(f"`{name}` must be a tfdde.DDE, got {dde!r}.")
@@ -141,17 +138,6 @@ class Generator(Trainer):
                 "`generated_dde` must have a `base` of its own, since Keras saves a layer in one "
                 "place only: make another tfdde.GaussianBase and adapt it to the same data."
             )
-        check_network(generator, "generator")
-        self.condition_dim = condition_width(generator)
-        latent = (None, self.latent_dim)
-        if [tuple(i.shape) for i in generator.inputs[: -1 if self.condition_dim else None]] != [
-            latent
-        ]:
-            raise ValueError(
-                f"`generator` must take inputs of shape (None, latent_dim) = {latent}, beside any "
-                f"`condition`, got {generator.input_shape}."
-            )
-        self.data_shape = tuple(generator.output_shape[1:])
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
             if dde.data_shape != self.data_shape:
                 raise ValueError(
@@ -173,7 +159,6 @@ class Generator(Trainer):
                 "`data_dde` and `generated_dde` must have the same noise level, or range of "
                 f"levels, got {data_dde.noise!r} and {generated_dde.noise!r}."
             )
-        self.generator = generator
         self.data_dde = data_dde
         self.generated_dde = generated_dde
         self.loss_tracker = keras.metrics.Mean(name="loss")
@@ -247,19 +232,6 @@ class Generator(Trainer):
             )
         self._generated_gradients = self.maybe_jit(generated_gradients)
         self._one_stage = self.maybe_jit(self._losses_and_gradients)
-
-    def call(self, z: Any, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """g(z) or g(z, condition), shape (batch, *data_shape).
-
-        ``z`` may be the list [z, condition], as in ``predict([z, condition])``.
-        """
-        if isinstance(z, list | tuple):
-            z, condition = z
-        x = self.generator(z if condition is None else [z, condition])
-        return tf.cast(x, tf.float32)  # the network may compute in bfloat16
-
-    def _latent(self, count: Any, iteration: Any, purpose: Purpose) -> tf.Tensor:
-        return random.normal((count, self.latent_dim), self.seed, iteration, purpose)
 
     def _level(self, rows: tf.Tensor, iteration: Any, purpose: Purpose) -> tf.Tensor:
         """Sigma: one level for each row with ``LogUniform`` noise, otherwise one for all."""
@@ -447,72 +419,6 @@ class Generator(Trainer):
         if self.compiled and self.data_optimizer is not None:
             trackers.append(self.data_loss_tracker)
         return trackers
-
-    def sample(self, n: int, seed: int | None = None, *, conditions: Any = None) -> tf.Tensor:
-        """``n`` samples g(z), without noise.
-
-        Args:
-            n: number of samples.
-            seed: the same seed gives the same samples, also as the first ones of a larger n.
-                By default it is drawn.
-            conditions: of a conditional sampler, shape (n, condition_dim), or
-                (1, condition_dim) for all samples alike.
-
-        Returns:
-            float32 tensor, shape (n, *data_shape).
-
-        Raises:
-            ValueError: ``n`` or ``seed`` is out of range; conditions for a sampler that takes
-                none, none for one that does, or of a wrong shape.
-        """
-        n, seed = check_integer(n, "n", minimum=0), random.check_seed(seed)
-        columns = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
-        condition = [tf.convert_to_tensor(column) for column in columns]
-        return self._sample(tf.constant(n), tf.constant(seed, tf.int64), *condition)
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def _sample(self, n: tf.Tensor, seed: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        return self.call(random.latents(self.latent_dim, n, seed), *condition)
-
-    def decode(self, z: Any, conditions: Any = None) -> tf.Tensor:
-        """g(z) for given latents.
-
-        Args:
-            z: latents, shape (rows, latent_dim).
-            conditions: as for ``sample``.
-
-        Returns:
-            float32 tensor, shape (rows, *data_shape).
-
-        Raises:
-            ValueError: wrong shape, NaN or infinity.
-        """
-        z = to_rows(z, "z", (self.latent_dim,))
-        columns = z, *to_conditions(conditions, self.condition_dim, z)
-        return self._decode(*(tf.convert_to_tensor(column) for column in columns))
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def _decode(self, z: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        return self.call(z, condition)
-
-    def interpolate(self, z0: Any, z1: Any, steps: int, conditions: Any = None) -> tf.Tensor:
-        """Samples along the straight line between two latents, both ends included.
-
-        Args:
-            z0, z1: latents, shape (latent_dim,).
-            steps: number of samples, >= 2.
-            conditions: of the samples, as for ``sample``.
-
-        Returns:
-            float32 tensor, shape (steps, *data_shape).
-        """
-        steps = check_integer(steps, "steps", minimum=2)
-        ends = [
-            to_rows(np.asarray(z)[None], name, (self.latent_dim,))
-            for name, z in (("z0", z0), ("z1", z1))
-        ]
-        weight = tf.linspace(0.0, 1.0, steps)[:, None]
-        return self.decode((1.0 - weight) * ends[0] + weight * ends[1], conditions)
 
     def given(self, condition: Any) -> Generator:
         """The sampler at one condition: a ``Generator`` that takes none, with copied weights.

@@ -92,3 +92,14 @@ class KnownLogZ:
         for condition, serialized in config["estimates"]:
             estimate = keras.saving.deserialize_keras_object(serialized)
             self._estimates[condition and tuple(condition), estimate.sigma] = estimate
+
+
+def of_earlier_versions(config: dict[str, Any]) -> dict[str, Any]:
+    """What ``KnownLogZ.restore`` takes, from the config of a file that has no fingerprint."""
+    partition, partitions = (config.pop(name, None) for name in ("partition", "partitions"))
+    estimates = [[None, partition]] if partition else []
+    if partitions:
+        found = keras.saving.deserialize_keras_object(partitions)
+        serialized = map(keras.saving.serialize_keras_object, found.estimates)
+        estimates += [list(pair) for pair in zip(found.conditions, serialized, strict=True)]
+    return {"weights": None, "estimates": estimates}

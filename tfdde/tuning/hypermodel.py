@@ -13,7 +13,7 @@ from tfdde.datasets.batches import stream
 from tfdde.models.dde import DDE
 from tfdde.noise import Constant, LogUniform
 from tfdde.optimizers import FusedAdam
-from tfdde.recipes import table_density
+from tfdde.recipes import EPOCH_STEPS, STEPS_PER_CALL, VALIDATION_ROWS, table_density
 from tfdde.runs.keep_best import RISE, KeepBest, averaged
 from tfdde.tuning.curve import SigmaCurve, ladder_starts, mean_curve, select_sigma, split
 from tfdde.utils.checks import check_integer, check_positive, check_rows, check_spread
@@ -27,9 +27,6 @@ except ImportError as error:
     ) from error
 
 
-EPOCH = 50  # steps, at least
-GROUP = 10  # steps of one compiled call, if they divide those of an epoch
-VALIDATED = 4_096  # noisy rows of a validation; few rows are repeated, each with other noise
 STOPS = 5  # lengths of training that cross-validation compares, each half the next
 Range = float | tuple[float, float]
 
@@ -137,8 +134,8 @@ class Densities(keras_tuner.HyperModel):
             kwargs: ``validation_data``, ``epochs``, ``initial_epoch``, ``callbacks``, ``verbose``
                 of ``DDE.fit``.
         """
-        held_out = np.resize(kwargs.pop("validation_data"), (VALIDATED, x.shape[1]))
-        best = KeepBest(held_out, self.patience, batch_size=VALIDATED, rise=RISE)
+        held_out = np.resize(kwargs.pop("validation_data"), (VALIDATION_ROWS, x.shape[1]))
+        best = KeepBest(held_out, self.patience, batch_size=VALIDATION_ROWS, rise=RISE)
         callbacks = [best, *kwargs.pop("callbacks", ())]
         history = self._train(model, x, kwargs.get("epochs", 1), callbacks=callbacks, **kwargs)
         model.set_weights(best.weights)
@@ -233,8 +230,8 @@ class Densities(keras_tuner.HyperModel):
 
     def _train(self, model: DDE, x: Any, schedule: int, callbacks: Any = (), **kwargs: Any) -> Any:
         rate = float(model.optimizer.learning_rate)
-        steps = max(EPOCH, math.ceil(len(x) / self.batch_size))
-        model.group_steps(math.gcd(GROUP, steps))
+        steps = max(EPOCH_STEPS, math.ceil(len(x) / self.batch_size))
+        model.group_steps(math.gcd(STEPS_PER_CALL, steps))
 
         def cosine(epoch: int) -> float:
             return rate * 0.5 * (1 + math.cos(math.pi * epoch / schedule))
