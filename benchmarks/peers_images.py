@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 from peers import Clock
+from sklearn.linear_model import LogisticRegression
 
 from tfdde.networks import convolutional
 
 LATENT, BATCH, WIDTH = 16, 64, 32
 PENALTY, CRITIC_STEPS = 10.0, 3  # of WGAN-GP; 5 steps of the critic learn slower here
+CALIBRATION = 10_000  # images of each kind, for the critic's log-ratio
 R1 = 1.0  # weight of the non-saturating GAN's penalty
 EULER = 50  # steps of the flow's sampler
 
@@ -79,8 +81,20 @@ def _adversarial(x, seconds, seed, rate, critic_loss, generator_loss, critic_ste
     optimizers[0].finalize_variable_values(generator.trainable_variables)
     z = np.random.default_rng(1).standard_normal((100_000, LATENT)).astype("float32")
 
-    def sample(n):
-        return generator.predict(z[:n], batch_size=500, verbose=0)
+    def sample(n, candidates=1):
+        """Images, each chosen by the critic's log-ratio (Azadi et al. 2019)."""
+        made = generator.predict(z[: n * candidates], batch_size=500, verbose=0)
+        if candidates == 1:
+            return made
+        known = np.concatenate([x[:CALIBRATION], sample(CALIBRATION)])
+        values = critic.predict(known, batch_size=500, verbose=0)
+        real = np.arange(len(known)) < len(known) - CALIBRATION
+        ratio = LogisticRegression().fit(values, real)
+        made = made.reshape(n, candidates, *shape)
+        flat = critic.predict(made.reshape(-1, *shape), batch_size=500, verbose=0)
+        weights = ratio.coef_[0, 0] * flat.reshape(n, candidates)
+        weights += np.random.default_rng(2).gumbel(size=weights.shape)
+        return made[np.arange(n), weights.argmax(axis=1)]
 
     parameters = {"generator": generator.count_params(), "critic": critic.count_params()}
     return sample, took, parameters

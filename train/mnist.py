@@ -103,6 +103,8 @@ def parse(argv, dataset=None):
     add("--sigma", type=number, help="noise level, in units of a pixel in [0, 1]")
     add("--sigma-max", type=number, help="highest level; equal to --sigma: only one")
     command_line.add_generator_options(parser)
+    text = "samples that one of the picture is chosen from, by r"
+    add("--candidates", type=count, default=1, help=text)
     text = "estimate log Z and the held-out log-likelihood"
     add("--log-z", action=argparse.BooleanOptionalAction, help=text)
     add("--latent-dim", type=count, default=LATENTS.get(dataset, 16), help="dimensions of z")
@@ -224,7 +226,7 @@ def main(argv=None, dataset=None):
     def draw_samples():
         path = run / "samples.png"
         seen = path.exists()
-        images = generator.sample(64, seed=args.seed)
+        images = generator.sample_from_candidates(64, args.candidates, args.seed)
         step = int(generator.optimizer.iterations.numpy())
         title = f"{dataset}, σ = {args.sigma:g}, step {step} of {args.generator_steps}"
         plots.samples_beside_real(path, images, data.x_test[:64], title=title)

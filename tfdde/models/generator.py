@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import partial
 from typing import Any
@@ -25,9 +26,9 @@ from tfdde.models.trainer import (
     warn_of_underflow,
 )
 from tfdde.networks.fixed_condition import fix
-from tfdde.noise import Decay, LogUniform
+from tfdde.noise import Decay, LogUniform, check_level
 from tfdde.utils import random
-from tfdde.utils.checks import check_integer
+from tfdde.utils.checks import check_integer, to_conditions
 from tfdde.utils.random import Purpose
 
 
@@ -356,13 +357,15 @@ class Generator(Sampler):
     ) -> tf.Tensor:
         """w (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
         x = self.call(z, *condition)
-        y = x + per_row(sigma, x) * epsilon
-        if self.relative:
-            difference = self.generated_dde.correction(y, sigma, *condition)
-        else:
-            s_q = self.generated_dde.at(y, sigma, *condition)
-            difference = s_q - self.data_dde.at(y, sigma, *condition)
+        difference = self._log_ratio(x + per_row(sigma, x) * epsilon, sigma, *condition)
         return self._weights(difference, sigma) * difference
+
+    def _log_ratio(self, y: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
+        """s_q - s_p of noisy rows, in nats up to a constant, shape (batch,)."""
+        if self.relative:
+            return self.generated_dde.correction(y, sigma, *condition)
+        s_q = self.generated_dde.at(y, sigma, *condition)
+        return s_q - self.data_dde.at(y, sigma, *condition)
 
     def _weights(self, difference: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """Weights of the samples' s_q - s_p in what g minimises, shape () or (batch,)."""
@@ -419,6 +422,87 @@ class Generator(Sampler):
         if self.compiled and self.data_optimizer is not None:
             trackers.append(self.data_loss_tracker)
         return trackers
+
+    def sample_from_candidates(
+        self,
+        n: int,
+        candidates: int = 8,
+        seed: int | None = None,
+        *,
+        sigma: float | None = None,
+        conditions: Any = None,
+    ) -> tf.Tensor:
+        """``n`` samples, each chosen from several by the log-ratio that was learned.
+
+        Sampling-importance-resampling (Rubin 1987; with a discriminator, Azadi et al. 2019): of
+        ``candidates`` samples g(z), one is taken with probability in proportion to
+        exp(s_p - s_q) at g(z) + eta. With many candidates and an exact s_q - s_p, g(z) + eta is
+        then distributed as noisy data. It takes ``candidates`` times as long as ``sample``.
+
+        >>> def density():
+        ...     network = tfdde.networks.residual_mlp(2, width=16, depth=2)
+        ...     return tfdde.DDE(network, tfdde.Constant(0.5))
+        >>> network = tfdde.networks.residual_mlp(3, width=16, depth=2, output_shape=2)
+        >>> generator = tfdde.Generator(network, density(), density(), latent_dim=3)
+        >>> generator.sample_from_candidates(64, candidates=4, seed=1).shape
+        TensorShape([64, 2])
+
+        Args:
+            n, seed, conditions: as for ``sample``.
+            candidates: number of samples that one is chosen from; one candidate is ``sample``'s.
+            sigma: noise level at which they are compared. By default the geometric mean of the
+                lowest and the highest level.
+
+        Returns:
+            float32 tensor, shape (n, *data_shape).
+
+        Raises:
+            ValueError: as for ``sample``, or ``candidates`` < 1, or a sigma that was not trained.
+        """
+        n, seed = check_integer(n, "n", minimum=0), random.check_seed(seed)
+        candidates = check_integer(candidates, "candidates")
+        low, high = self.data_dde.noise.levels
+        if sigma is None:
+            sigma = low if low == high else math.sqrt(low * high)
+        level = tf.constant(check_level(self.data_dde.noise, sigma), tf.float32)
+        columns = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
+        condition = [tf.convert_to_tensor(column) for column in columns]
+        settings = tf.constant(n), tf.constant(seed, tf.int64), tf.constant(candidates)
+        return self._choose(*settings, level, *condition)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def _choose(
+        self,
+        n: tf.Tensor,
+        seed: tf.Tensor,
+        candidates: tf.Tensor,
+        sigma: tf.Tensor,
+        *condition: tf.Tensor,
+    ) -> tf.Tensor:
+        """The samples of the latents whose log-weight plus Gumbel noise is the largest."""
+
+        def compare(k: tf.Tensor, chosen: tf.Tensor, largest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            z = random.normal((n, self.latent_dim), seed, k, Purpose.SAMPLE)
+            x = self.call(z, *condition)
+            epsilon = random.normal(tf.shape(x), seed, k, Purpose.CANDIDATE_NOISE)
+            uniform = random.uniform((n,), seed, k, Purpose.CANDIDATE_CHOICE)
+            value = -self._log_ratio(x + sigma * epsilon, sigma, *condition)
+            value -= tf.math.log(-tf.math.log(uniform))
+            better = value > largest
+            chosen = tf.where(better[:, None], z, chosen)
+            return k + 1, chosen, tf.where(better, value, largest)
+
+        first = random.latents(self.latent_dim, n, seed)
+        start = tf.constant(0), first, tf.fill((n,), -math.inf)
+        shapes = (
+            tf.TensorShape(()),
+            tf.TensorShape((None, self.latent_dim)),
+            tf.TensorShape((None,)),
+        )
+        _, chosen, _ = tf.while_loop(
+            lambda k, *_: k < candidates, compare, start, shapes, parallel_iterations=1
+        )
+        return self.call(chosen, *condition)
 
     def given(self, condition: Any) -> Generator:
         """The sampler at one condition: a ``Generator`` that takes none, with copied weights.

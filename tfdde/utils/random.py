@@ -28,6 +28,8 @@ class Purpose(enum.IntEnum):
     GENERATOR_LEVEL = 9
     PARTITION = 10
     GENERATED_LEVEL = 11
+    CANDIDATE_NOISE = 12
+    CANDIDATE_CHOICE = 13
 
 
 def check_seed(seed: Any) -> int:
