@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfdde import optimizers
 from tfdde.losses import forward_kl_weights, per_row
 from tfdde.models import log_ratio
+from tfdde.models.candidates import chosen_latents
 from tfdde.models.dde import DDE
 from tfdde.models.sampler import Sampler
 from tfdde.models.trainer import (
@@ -479,30 +480,13 @@ class Generator(Sampler):
         sigma: tf.Tensor,
         *condition: tf.Tensor,
     ) -> tf.Tensor:
-        """The samples of the latents whose log-weight plus Gumbel noise is the largest."""
-
-        def compare(k: tf.Tensor, chosen: tf.Tensor, largest: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            z = random.normal((n, self.latent_dim), seed, k, Purpose.SAMPLE)
+        def log_weight(z: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
             x = self.call(z, *condition)
             epsilon = random.normal(tf.shape(x), seed, k, Purpose.CANDIDATE_NOISE)
-            uniform = random.uniform((n,), seed, k, Purpose.CANDIDATE_CHOICE)
-            value = -self._log_ratio(x + sigma * epsilon, sigma, *condition)
-            value -= tf.math.log(-tf.math.log(uniform))
-            better = value > largest
-            chosen = tf.where(better[:, None], z, chosen)
-            return k + 1, chosen, tf.where(better, value, largest)
+            return -self._log_ratio(x + sigma * epsilon, sigma, *condition)
 
-        first = random.latents(self.latent_dim, n, seed)
-        start = tf.constant(0), first, tf.fill((n,), -math.inf)
-        shapes = (
-            tf.TensorShape(()),
-            tf.TensorShape((None, self.latent_dim)),
-            tf.TensorShape((None,)),
-        )
-        _, chosen, _ = tf.while_loop(
-            lambda k, *_: k < candidates, compare, start, shapes, parallel_iterations=1
-        )
-        return self.call(chosen, *condition)
+        z = chosen_latents(self.latent_dim, n, seed, candidates, log_weight)
+        return self.call(z, *condition)
 
     def given(self, condition: Any) -> Generator:
         """The sampler at one condition: a ``Generator`` that takes none, with copied weights.
