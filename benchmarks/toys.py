@@ -7,7 +7,8 @@
 
 Trains by train/toy.py (further arguments go there) in a process of its own, whose seconds are
 counted, of the clock and of the processor, and adds a row to results/toys.json; `table` prints the
-rows of generators, as Markdown.
+rows of generators, as Markdown. With `--candidates K` a second row is of samples that were each
+chosen from K, at the noise level --compare-at.
 """
 
 import argparse
@@ -52,9 +53,9 @@ def distances(x, others):
     return np.array(pairs)
 
 
-def generator_row(model, name):
+def generator_row(model, name, candidates=1, sigma=None):
     """Return distances to the truth, and shares in percent with binomial standard errors."""
-    x = model.sample(SAMPLES, seed=1).numpy()
+    x = model.sample_from_candidates(SAMPLES, candidates, seed=1, sigma=sigma).numpy()
     truth = datasets.sample_toy(name, SAMPLES, seed=2)
     others = [datasets.sample_toy(name, SAMPLES, seed=3 + k) for k in range(REPEATS)]
     row = {"samples": SAMPLES}
@@ -108,6 +109,8 @@ def main():
     parser.add_argument("--dataset", choices=datasets.TOYS)
     parser.add_argument("--sigma", type=float)
     parser.add_argument("--output", help="keep the run in this folder")
+    parser.add_argument("--candidates", type=int, default=1, help="of a second row's samples")
+    parser.add_argument("--compare-at", type=float, help="noise level that they are compared at")
     args, more = parser.parse_known_args()
     if args.what == "table":
         print(table(json.loads((record.RESULTS / "toys.json").read_text())))
@@ -127,13 +130,18 @@ def main():
         seconds = round(time.time() - start)
         used = round(record.children_time())
         model = keras.saving.load_model(f"{folder}/{args.what}.keras", compile=False)
-    if args.what == "density":
-        row = density_row(model, args.dataset, args.sigma)
-    else:
-        row = generator_row(model, args.dataset)
     name = " ".join([f"{args.what}, {args.dataset}, sigma {args.sigma:g}", *more])
-    spent = {"seconds": seconds, "cpu_seconds": used}
-    record.add("toys", {"name": name, **row, "training": options, **spent})
+    training = {"training": options, "seconds": seconds, "cpu_seconds": used}
+    if args.what == "density":
+        rows = {name: density_row(model, args.dataset, args.sigma)}
+    else:
+        rows = {name: generator_row(model, args.dataset)}
+    if args.what == "generator" and args.candidates > 1:
+        where = f" at {args.compare_at:g}" if args.compare_at else ""
+        chosen = generator_row(model, args.dataset, args.candidates, args.compare_at)
+        rows[f"{name}, {args.candidates} candidates{where}"] = chosen
+    for title, row in rows.items():
+        record.add("toys", {"name": title, **row, **training})
     return 0
 
 
