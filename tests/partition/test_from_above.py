@@ -9,6 +9,7 @@ from mixtures import Mixture
 from test_partition import LOG_Z, exact
 
 import tfdde
+from tfdde.partition import from_above
 from tfdde.partition.estimate import estimate
 from tfdde.partition.evaluator import Evaluator
 from tfdde.partition.far_field import DIMENSIONS
@@ -104,6 +105,20 @@ def test_estimates_of_some_levels_are_compared_at_these():
     found = confirmed([high, low], evaluate, data, levels)
     assert found[0].trusted and found[0].lower <= LOG_Z <= found[0].upper
     assert "gives" in found[1].doubt and found[1].sigma == levels[0]
+
+
+def test_levels_near_one_that_misses_mass_are_doubted(monkeypatch):
+    sigmas = np.array([0.1, 0.2, 0.3, 0.59, 0.61, 2.0])
+    given = [LogPartition.around(0.0, 0.03, 5_000, "ladder", k) for k in sigmas]
+    found = [Level(0.0, 0.1), Level(5.0, 0.5), *[Level(0.0, 0.1)] * 4]
+    monkeypatch.setattr(from_above, "annealing_from_above", lambda *_: found)
+    data = np.zeros((5, N), "f4")
+    result = confirmed(given, None, data, sigmas)
+    assert "gives 5.00" in result[1].doubt
+    assert all("at sigma = 0.2 its samples miss mass" in result[k].doubt for k in (0, 2, 3))
+    assert result[4:] == given[4:]
+    found[1] = Level(0.0, 0.1)
+    assert confirmed(given, None, data, sigmas) == given
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

@@ -32,6 +32,7 @@ from tfdde.utils.statistics import QUANTILE
 SAMPLES, MOVES = 4_000, 2  # of annealing; with one move the estimate varies far more
 SHOWN = 1_000  # rows with noise that show the shape of a level
 ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats of an excess that chance may make
+REACH = 3.0  # times the highest doubted level: the levels up to there are doubted as well
 RISE = 3.0  # of the error that is added, for what exceeds one standard error
 
 
@@ -171,7 +172,26 @@ def confirmed(
         return list(estimates)
     found = annealing_from_above(evaluate, data, sigmas, seed)
     places = [int(np.abs(sigmas - estimate.sigma).argmin()) for estimate in estimates]
-    return [with_excess(z, found[k]) for z, k in zip(estimates, places, strict=True)]
+    result = [with_excess(z, found[k]) for z, k in zip(estimates, places, strict=True)]
+    missing = [new.sigma for z, new in zip(estimates, result, strict=True) if new.doubt != z.doubt]
+    return [near(z, max(missing, default=0.0)) for z in result]
+
+
+def near(estimate: LogPartition, sigma: float) -> LogPartition:
+    """Doubt an estimate little above, or below, the highest level that misses mass.
+
+    Mass that appears as the noise falls was there a little earlier, too small a share to be seen.
+
+    >>> estimate = tfdde.LogPartition.around(1.0, 0.03, 900.0, "ladder", 0.2)
+    >>> print(tfdde.partition.from_above.near(estimate, 0.1).doubt)
+    at sigma = 0.1 its samples miss mass, and part of it may be missing here
+    >>> tfdde.partition.from_above.near(estimate, 0.05) == estimate
+    True
+    """
+    if estimate.doubt or estimate.sigma > REACH * sigma:
+        return estimate
+    doubt = f"at sigma = {sigma:.3g} its samples miss mass, and part of it may be missing here"
+    return dataclasses.replace(estimate, doubt=doubt)
 
 
 def with_excess(estimate: LogPartition, above: Level) -> LogPartition:
