@@ -2,16 +2,22 @@
 
     python benchmarks/log_partition.py exact
     python benchmarks/log_partition.py trained
+    python benchmarks/log_partition.py table --runs runs/breast_cancer
 
 ``exact`` gives the estimators a sample of the data and the true log-density of blurred mixtures
 plus a constant, which is the log Z to be estimated. ``trained`` trains a density of many levels
-and compares the ladder with annealing. Adds rows to results/log_partition.json.
+and compares the ladder with annealing. ``table`` reads densities of train/tabular.py at their
+lowest level, where an over-fitted network has mass where no rows are: ``log_partition`` by its
+defaults, without and with annealing from above, which with more samples and moves is also the
+reference. Adds rows to results/log_partition.json.
 """
 
 import argparse
+import json
 import math
 import time
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,9 +25,11 @@ import record
 import tensorflow as tf
 
 import tfdde
-from tfdde import recipes
+from tfdde import datasets, recipes, tuning
 from tfdde.partition.annealed import annealed
 from tfdde.partition.estimate import estimate
+from tfdde.partition.far_field import checked
+from tfdde.partition.from_above import annealing_from_above, confirmed
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
 
@@ -100,6 +108,9 @@ def exact(args):
                 "checked ladder": lambda s, x, seed: estimate(
                     s, x, tfdde.LogUniform(SIGMA, TOP), "ladder", SIGMA, args.samples, 0, seed
                 ),
+                "checked ladder, 2 moves": lambda s, x, seed: estimate(
+                    s, x, tfdde.LogUniform(SIGMA, TOP), "ladder", SIGMA, args.samples, 2, seed
+                ),
                 "importance": lambda s, x, seed: importance(s, x, SIGMA, seed=seed),
                 "annealed": lambda s, x, seed, levels=levels: annealed(s, x, levels, seed=seed),
             }
@@ -147,9 +158,36 @@ def trained(args):
             record.add("log_partition", row)
 
 
+def table(args):
+    for folder in map(Path, args.runs):
+        settings = json.loads((folder / "config.json").read_text())["arguments"]
+        name, seed = settings["dataset"], settings["seed"]
+        rows = datasets.load_table(name, None, None, seed)
+        dde = keras.models.load_model(folder / "density.keras")
+        x = dde.inside(tuning.ladder_starts(rows.x_train, rows.x_validation)).numpy()
+        level = dde.noise.minimum
+        levels = ladder_levels(level, dde.noise.maximum, x.shape[1])
+        row = {"name": f"table, {name}, sigma = {level:g}, seed {seed}", "rows": len(x)}
+        start = time.process_time()
+        log_z = ladder(dde.evaluator, x, levels, args.samples, 5, seed)
+        far = checked(log_z[:1], dde.evaluator, x, seed)[0]
+        row["without_annealing_from_above"] = {**far.get_config(), "trusted": far.trusted}
+        row["its_processor_seconds"] = round(time.process_time() - start, 1)
+        start = time.process_time()
+        above = confirmed(log_z, dde.evaluator, x, levels, seed)
+        row["log_partition"] = {**above[0].get_config(), "trusted": above[0].trusted}
+        row["further_processor_seconds"] = round(time.process_time() - start, 1)
+        found = annealing_from_above(dde.evaluator, x, levels, seed + 100, 10_000, 3)[0]
+        row["reference"] = {"samples": 10_000, "moves": 3, **found._asdict()}
+        record.add("log_partition", row)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("exact", "trained"))
+    parser.add_argument("what", choices=("exact", "trained", "table"))
+    parser.add_argument(
+        "--runs", nargs="+", default=(), help="folders of train/tabular.py, of table"
+    )
     parser.add_argument("--n", type=int, nargs="+", default=DIMENSIONS)
     parser.add_argument("--rows", type=int, default=50_000, help="of data given to an estimator")
     parser.add_argument("--samples", type=int, default=10_000, help="of the ladder, a level")
@@ -164,7 +202,7 @@ def main():
         help="of exact",
     )
     args = parser.parse_args()
-    (exact if args.what == "exact" else trained)(args)
+    {"exact": exact, "trained": trained, "table": table}[args.what](args)
 
 
 if __name__ == "__main__":

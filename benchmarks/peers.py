@@ -341,6 +341,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
 
     import tfdde
     from tfdde.partition import ladder
+    from tfdde.partition.from_above import confirmed
 
     clock = Clock(seconds)
     keras.utils.set_random_seed(seed)
@@ -375,6 +376,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
         seed=seed,
         by_score=log_z_inside,
     )
+    partitions = confirmed(partitions, dde.evaluator, starts, levels, seed)
 
     def at_level(x, log_z):
         s = dde.log_density(x, log_z.sigma, normalized=False).numpy()

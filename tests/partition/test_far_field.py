@@ -342,3 +342,12 @@ def test_a_small_disagreement_widens_the_interval():
     assert first.lower < first.value < LOG_Z < first.value + 3 * first.standard_error
     assert off.standard_error < first.standard_error < 0.02
     assert second.standard_error == pytest.approx(right.standard_error, rel=0.05)
+
+
+@pytest.mark.parametrize("n", [2, 6])
+def test_the_doubt_of_the_moves_is_kept(n):
+    """In more than three columns this check had removed it, and the estimate was trusted."""
+    mixture = Mixture(np.eye(3, n), [0.5, 0.8, 1.0], [1, 2, 3])
+    evaluate, data = Evaluator(exact(mixture), (n,)), mixture.sample(1_000, seed=1)
+    doubted = LogPartition(LOG_Z, 0.1, LOG_Z - 0.2, LOG_Z + 0.2, 900.0, "ladder", 0.1, "it drifts")
+    assert checked([doubted], evaluate, data)[0].doubt == "it drifts"

@@ -180,7 +180,14 @@ def test_the_noise_chooses_the_method_and_its_levels(
         assert estimates == [found] and evaluate is evaluator and rows is data and seed == 9
         return [doubted]
 
+    def confirmed(estimates, evaluate, rows, sigmas, seed):
+        assert estimates == [found] and evaluate is evaluator and rows is data and seed == 9
+        confirmations.append(sigmas)
+        return estimates
+
+    confirmations = []
     monkeypatch.setattr(estimate_module, "checked", checked)
+    monkeypatch.setattr(estimate_module, "confirmed", confirmed)
 
     def stand_in(name):
         def call(log_density, rows, *rest, **weights):
@@ -203,3 +210,5 @@ def test_the_noise_chooses_the_method_and_its_levels(
     assert got[0][0] == name and len(got) == 1
     assert all(a is b or a == b for a, b in zip(got[0][2:], rest, strict=True))
     np.testing.assert_array_equal(got[0][1], levels)
+    # A ladder without moves is for densities which the rows are known to follow.
+    assert len(confirmations) == (noise is MANY and (moves > 0 or name != "ladder"))

@@ -9,5 +9,5 @@ x ~ p with noise of N(0, sigma**2 I):
 - ``annealed.annealed``: annealed importance sampling, downwards and upwards.
 
 Each returns a ``result.LogPartition``. ``estimate.estimate`` chooses one of them, and
-``far_field.checked`` looks for mass that its estimate misses.
+``far_field.checked`` and ``from_above.confirmed`` look for mass that its estimate misses.
 """

@@ -80,7 +80,8 @@ def checked(
     result = []
     for estimate, (value, ends) in zip(estimates, annealings, strict=True):
         if n > DIMENSIONS:
-            result.append(dataclasses.replace(estimate, doubt=disproof(estimate, value)))
+            doubt = disproof(estimate, value) or estimate.doubt
+            result.append(dataclasses.replace(estimate, doubt=doubt))
             continue
         enough = max(0.004, estimate.standard_error / 2)
         other = importance_from_everywhere(evaluate, rows, estimate.sigma, enough, rng, ends)

@@ -54,11 +54,8 @@ class Shape:
 
     def __init__(self, score: tf.Tensor, scale: tf.Tensor):
         self._half = tf.shape(score)[0] // 2
-        score, scale = tf.cast(score, tf.float64), tf.cast(scale, tf.float64)
-        score = tf.where(tf.math.is_finite(score), score, 0.0)
-        score = tf.clip_by_norm(score, FAR * math.sqrt(score.shape[1]) / scale, axes=[1])
         others = score[self._half :], score[: self._half]
-        self._inverses = [_inverse_root(part, scale) for part in others]
+        self._inverses = [inverse_root(part, scale) for part in others]
 
     def pull(self, score: tf.Tensor) -> tf.Tensor:
         """Scores (k, n) in these coordinates."""
@@ -73,9 +70,12 @@ class Shape:
         return tf.concat([tf.matmul(part, inverse, **kwargs) for part, inverse in parts], axis=0)
 
 
-def _inverse_root(score: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+def inverse_root(score: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """The inverse of C, where C C' is the Fisher information of scores (k, n): float32 (n, n)."""
+    score, scale = tf.cast(score, tf.float64), tf.cast(scale, tf.float64)
     n, count = int(score.shape[1]), tf.shape(score)[0]
+    score = tf.where(tf.math.is_finite(score), score, 0.0)
+    score = tf.clip_by_norm(score, FAR * math.sqrt(n) / scale, axes=[1])
     information = tf.matmul(score, score, transpose_a=True) / tf.cast(count, tf.float64)
     one = tf.eye(n, dtype=tf.float64)
     information = tf.where(count >= ENOUGH * n, information, one / tf.square(scale))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfdde.models.dde import DDE
 from tfdde.noise import LogUniform
 from tfdde.partition.far_field import checked
+from tfdde.partition.from_above import confirmed
 from tfdde.partition.ladder import ladder, ladder_levels
 from tfdde.partition.result import LogPartition
 from tfdde.utils.checks import check_integer, check_pixels, check_rows
@@ -181,6 +182,8 @@ def select_sigma(
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # The highest level is left out: hardly anything of the data remains there.
     partitions = ladder(dde.evaluator, at_start, levels, samples, moves, seed)[:-1]
+    if moves:
+        partitions = confirmed(partitions, dde.evaluator, at_start, levels, seed)
 
     def log_densities(rows: np.ndarray) -> list[np.ndarray]:
         standardised = inside(rows)

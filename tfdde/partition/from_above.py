@@ -1,0 +1,228 @@
+"""Check estimates of log Z by annealing from the highest noise level down.
+
+The ladder's samples start at the rows, and its moves are few. Mass of e^s that lies away from the
+rows, as an over-fitted network has it at low noise, is then missing from log Z, and hardly any of
+it shows in what the last moves change. At the highest level there is no such place: the samples
+are everywhere. Annealed from there through all levels, they follow the mass wherever it goes.
+
+Their estimate of Z is unbiased, so by Markov's inequality it exceeds Z by a factor of c with a
+probability of at most 1/c. It mostly falls short where they lose a mode, so a lower value shows
+nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from scipy.special import logsumexp
+
+from tfdde.partition.evaluator import Evaluator, reference
+from tfdde.partition.far_field import DIMENSIONS, NOT_INTEGRABLE
+from tfdde.partition.hmc import MOST_ENTRIES, inverse_root
+from tfdde.partition.result import TRUSTED_ERROR, LogPartition
+from tfdde.partition.rows import at_shares
+from tfdde.utils.random import Purpose
+from tfdde.utils.statistics import QUANTILE
+
+SAMPLES, MOVES = 4_000, 2  # of annealing; with one move the estimate varies far more
+SHOWN = 1_000  # rows with noise that show the shape of a level
+ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats of an excess that chance may make
+REACH = 3.0  # times the highest doubted level: the levels up to there are doubted as well
+RISE = 3.0  # of the error that is added, for what exceeds one standard error
+
+
+class Level(NamedTuple):
+    """What annealing from above finds at a noise level.
+
+    Attributes:
+        value: log of an unbiased estimate of Z; NaN if s is not finite.
+        error: its standard error, at most about 1: then a single ancestor has all the weight.
+    """
+
+    value: float
+    error: float
+
+
+def in_shape(evaluate: Evaluator, z: tf.Tensor, level: tuple[tf.Tensor, ...]) -> tf.Tensor:
+    """s of rows in coordinates in which a level is about equally wide in all directions.
+
+    Args:
+        evaluate: s.
+        z: (rows, n).
+        level: sigma; mean, (n,); and ways of the rows for unit ways of z, (n, n).
+    """
+    sigma, mean, push = level
+    return evaluate.flat(mean + tf.matmul(z, push), sigma)
+
+
+def annealing_from_above(
+    evaluate: Evaluator,
+    data: np.ndarray,
+    sigmas: np.ndarray,
+    seed: int = 0,
+    samples: int = SAMPLES,
+    moves: int = MOVES,
+) -> list[Level]:
+    """Estimate log Z at all noise levels by one annealing through them, from the highest down.
+
+    Annealed importance sampling with resampling, as ``annealed.anneal``, of one population. Its
+    moves are in the shape that rows with noise show at each level, not the samples themselves: in
+    a shape of their own they would not keep the density, and the estimate would be too high. The
+    error is from the shares that each sample's descendants have of the weight (Chan & Lai 2013;
+    Lee & Whiteley 2018).
+
+    For a normal density in five columns, and log Z = 3:
+
+    >>> log_p = lambda y, v: -0.5 * tf.reduce_sum(y**2 / v + tf.math.log(2 * np.pi * v), 1)
+    >>> s = lambda y, sigma: 3.0 + log_p(y, 1 + sigma**2)
+    >>> x = np.random.default_rng(0).normal(size=(1_000, 5)).astype("float32")
+    >>> evaluate = tfdde.partition.evaluator.Evaluator(s, (5,))
+    >>> levels = tfdde.partition.ladder.ladder_levels(0.2, 4.0, 5)
+    >>> found = tfdde.partition.from_above.annealing_from_above(evaluate, x, levels)
+    >>> abs(found[0].value - 3.0) < 0.2, found[0].error < 0.1
+    (True, True)
+
+    Args:
+        evaluate: s.
+        data: float32 rows, shape (rows, *shape).
+        sigmas: increasing noise levels.
+        seed: of the samples.
+        samples: of the highest level, which are then annealed.
+        moves: Monte Carlo steps at each level.
+
+    Returns:
+        The result at each of ``sigmas``.
+    """
+    rows = data.reshape(len(data), -1)
+    rng = np.random.default_rng([seed, Purpose.PARTITION, 3])
+    first = reference(rows, sigmas[-1])
+    y = first.sample(samples, rng)
+    log_w, log_z = -first.log_density(y), 0.0
+    ancestors = np.arange(samples)
+    found: list[Level] = []
+    for sigma in sigmas[::-1]:
+        log_w = log_w + evaluate(y, sigma)
+        if np.isnan(log_w).any() or not log_w.max() < np.inf:
+            found += [Level(math.nan, math.nan)] * (len(sigmas) - len(found))
+            break
+        if log_w.max() == -np.inf:  # all are outside of the density: nothing is shown
+            found += [Level(-math.inf, 1.0)] * (len(sigmas) - len(found))
+            break
+        log_sum = logsumexp(log_w)
+        w = np.exp(log_w - log_sum)
+        shares = np.bincount(ancestors, w, samples)
+        error = math.sqrt(max(0.0, np.square(shares).sum() - 1 / samples))
+        found.append(Level(float(log_z + log_sum - math.log(samples)), error))
+        if 1 / np.square(w).sum() < samples / 2:
+            picked = at_shares(w, (rng.random() + np.arange(samples)) / samples)
+            y, ancestors = y[picked], ancestors[picked]
+            log_w, log_z = np.zeros(samples), found[-1].value
+        y, values = _moved(evaluate, y, rows, float(sigma), moves, rng)
+        log_w = log_w - values
+    return found[::-1]
+
+
+def _moved(
+    evaluate: Evaluator,
+    y: np.ndarray,
+    rows: np.ndarray,
+    sigma: float,
+    moves: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples after a few moves under s at a level, and s there."""
+    n = rows.shape[1]
+    chains, seeds = evaluate.moves_along(in_shape), rng.integers(2**31, size=2)
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    shown = rows[rng.integers(len(rows), size=SHOWN)] - mean
+    shown = shown + np.float32(sigma) * rng.standard_normal(shown.shape, np.float32)
+    level = sigma, mean, np.eye(n, dtype=np.float32)
+    score = chains.with_middle(shown, level, 1.0, 0, int(seeds[0]))[1].score
+    push = inverse_root(tf.constant(score), tf.constant(sigma)).numpy()
+    z = np.linalg.solve(push.T.astype(np.float64), (y - mean).T).T.astype(np.float32)
+    z, values = chains.with_values(z, (sigma, mean, push), 1.0, moves, int(seeds[1]))
+    return mean + z @ push, values
+
+
+def confirmed(
+    estimates: Sequence[LogPartition],
+    evaluate: Evaluator,
+    data: np.ndarray,
+    sigmas: np.ndarray,
+    seed: int = 0,
+) -> list[LogPartition]:
+    """Return the estimates, with a ``doubt`` or a wider interval where annealing gives more.
+
+    Rows of up to 3 columns are left to ``far_field``, which is precise there, and rows of more
+    than 100 entries to their cap (``DDE.cap_correction``): annealing hardly follows them.
+
+    Args:
+        estimates: each at one of ``sigmas``.
+        evaluate: s.
+        data: float32 rows, shape (rows, *shape).
+        sigmas: increasing noise levels, of which neighbours overlap (``ladder.ladder_levels``).
+        seed: of the samples.
+    """
+    if not DIMENSIONS < data[0].size <= MOST_ENTRIES:
+        return list(estimates)
+    found = annealing_from_above(evaluate, data, sigmas, seed)
+    places = [int(np.abs(sigmas - estimate.sigma).argmin()) for estimate in estimates]
+    result = [with_excess(z, found[k]) for z, k in zip(estimates, places, strict=True)]
+    missing = [new.sigma for z, new in zip(estimates, result, strict=True) if new.doubt != z.doubt]
+    return [near(z, max(missing, default=0.0)) for z in result]
+
+
+def near(estimate: LogPartition, sigma: float) -> LogPartition:
+    """Doubt an estimate little above, or below, the highest level that misses mass.
+
+    Mass that appears as the noise falls was there a little earlier, too small a share to be seen.
+
+    >>> estimate = tfdde.LogPartition.around(1.0, 0.03, 900.0, "ladder", 0.2)
+    >>> print(tfdde.partition.from_above.near(estimate, 0.1).doubt)
+    at sigma = 0.1 its samples miss mass, and part of it may be missing here
+    >>> tfdde.partition.from_above.near(estimate, 0.05) == estimate
+    True
+    """
+    if estimate.doubt or estimate.sigma > REACH * sigma:
+        return estimate
+    doubt = f"at sigma = {sigma:.3g} its samples miss mass, and part of it may be missing here"
+    return dataclasses.replace(estimate, doubt=doubt)
+
+
+def with_excess(estimate: LogPartition, above: Level) -> LogPartition:
+    """Widen the interval of an estimate that annealing from above exceeds, or doubt it.
+
+    Up to one standard error of both, an excess is chance. Soon beyond, the interval reaches to the
+    upper end of what annealing finds. An excess of more than three standard errors and 0.1 nats, or
+    one that would need an error of more than 1 nat, is a doubt.
+
+    >>> from tfdde.partition.from_above import Level, with_excess
+    >>> estimate = tfdde.LogPartition.around(1.0, 0.03, 900.0, "ladder", 0.2)
+    >>> with_excess(estimate, Level(0.5, 0.04)) == with_excess(estimate, Level(1.05, 0.04))
+    True
+    >>> print(with_excess(estimate, Level(1.10, 0.04)))
+    log Z = 1.000 ± 0.096 nats (95 %: 0.812 to 1.188; ladder, 900 effective samples)
+    >>> print(with_excess(estimate, Level(4.0, 0.7)).doubt)
+    annealing from the highest noise level gives 4.00 ± 0.70, so its samples miss mass
+
+    Args:
+        estimate: of log Z.
+        above: what annealing finds at its level.
+    """
+    if math.isnan(above.value):
+        return dataclasses.replace(estimate, doubt=estimate.doubt or NOT_INTEGRABLE)
+    both = math.hypot(above.error, estimate.standard_error)
+    excess = above.value - estimate.value
+    further = min(RISE * max(0.0, excess - both), excess / QUANTILE + above.error)
+    if excess <= ERRORS * both + MARGIN and further <= TRUSTED_ERROR:
+        return estimate.widened(max(0.0, further))
+    doubt = (
+        f"annealing from the highest noise level gives {above.value:.2f} ± {above.error:.2f}, so "
+        "its samples miss mass"
+    )
+    return dataclasses.replace(estimate, doubt=estimate.doubt or doubt)
