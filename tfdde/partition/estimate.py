@@ -14,7 +14,7 @@ from tfdde.noise import LogUniform, Noise, check_level
 from tfdde.partition.annealed import annealed
 from tfdde.partition.evaluator import Evaluator, LogDensity
 from tfdde.partition.far_field import checked
-from tfdde.partition.from_above import confirmed
+from tfdde.partition.from_above import confirmed_at_one_level
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
 from tfdde.partition.result import LogPartition, LogPartitions
@@ -180,8 +180,10 @@ def estimate(
     else:
         settings = samples, moves, seed, weights, verbose
         result, reason = ladder_to(precision, evaluate, data, levels, *settings)
-    if many and (moves or method != "ladder"):
-        result = confirmed([result], evaluate, data, levels, seed)[0]
+    if isinstance(noise, LogUniform) and (moves or method != "ladder"):
+        result = confirmed_at_one_level(
+            result, evaluate, data, levels, noise.minimum, moves, seed, weights
+        )
     result = checked([result], evaluate, data, seed)[0]
     if precision is not None and not 0.5 * (result.upper - result.lower) <= precision:
         reason = reason or f"The checks have widened the interval of log Z: {result}."

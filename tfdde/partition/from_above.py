@@ -24,12 +24,14 @@ from scipy.special import logsumexp
 from tfdde.partition.evaluator import Evaluator, reference
 from tfdde.partition.far_field import DIMENSIONS, NOT_INTEGRABLE
 from tfdde.partition.hmc import MOST_ENTRIES, inverse_root
+from tfdde.partition.ladder import ladder, ladder_levels
 from tfdde.partition.result import TRUSTED_ERROR, LogPartition
 from tfdde.partition.rows import at_shares
 from tfdde.utils.random import Purpose
 from tfdde.utils.statistics import QUANTILE
 
 SAMPLES, MOVES = 4_000, 2  # of annealing; with one move the estimate varies far more
+FEW = 1_000  # samples of the ladder, at levels below the one that is asked for
 SHOWN = 1_000  # rows with noise that show the shape of a level
 ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats of an excess that chance may make
 REACH = 3.0  # times the highest doubted level: the levels up to there are doubted as well
@@ -175,6 +177,36 @@ def confirmed(
     result = [with_excess(z, found[k]) for z, k in zip(estimates, places, strict=True)]
     missing = [new.sigma for z, new in zip(estimates, result, strict=True) if new.doubt != z.doubt]
     return [near(z, max(missing, default=0.0)) for z in result]
+
+
+def confirmed_at_one_level(
+    estimate: LogPartition,
+    evaluate: Evaluator,
+    data: np.ndarray,
+    sigmas: np.ndarray,
+    minimum: float,
+    moves: int,
+    seed: int = 0,
+    weights: np.ndarray | None = None,
+) -> LogPartition:
+    """``confirmed`` for the estimate at the lowest of ``sigmas``.
+
+    Levels below it are estimated with few samples, for the doubt of ``near``.
+
+    Args:
+        estimate, evaluate, data, sigmas, seed: as for ``confirmed``.
+        minimum: lowest level that was trained.
+        moves, weights: as for ``ladder``.
+    """
+    if not (estimate.trusted and DIMENSIONS < data[0].size <= MOST_ENTRIES):
+        return estimate
+    lower: list[LogPartition] = []
+    low = max(minimum, estimate.sigma / REACH)
+    if low < estimate.sigma:
+        below = ladder_levels(low, estimate.sigma, data[0].size)[:-1]
+        sigmas = np.concatenate([below, sigmas])
+        lower = ladder(evaluate, data, sigmas, FEW, moves, seed, weights)[: len(below)]
+    return confirmed([estimate, *lower], evaluate, data, sigmas, seed)[0]
 
 
 def near(estimate: LogPartition, sigma: float) -> LogPartition:
