@@ -3,13 +3,15 @@
     python benchmarks/images.py compare --seconds 600 --classifier FILE --data-dir DIR
     python benchmarks/images.py tfdde --name "tfdde" --preset quick --data-dir DIR
     python benchmarks/images.py wgan_gp --seconds 600 --rate 2e-3 --data-dir DIR
+    python benchmarks/images.py real --data-dir DIR
     python benchmarks/images.py table
 
 `tfdde` trains by train/mnist.py, which gets the further arguments; the peers train by stock Keras
-for --seconds. Distances are of 10,000 samples to the 10,000 test images, on the 128 features
-of a classifier trained here and refused below 99 % test accuracy (Fashion-MNIST, with
---dataset fashion_mnist: 90 %). With `--split validation` the last 10,000 training images stand
-in for the test images. Adds a row to results/images.json.
+for --seconds; `real` are training images, the best that a generator could make. Distances are of
+10,000 samples to the 10,000 test images, on the 128 features of a classifier trained here and
+refused below 99 % test accuracy (Fashion-MNIST, with --dataset fashion_mnist: 90 %). With
+`--split validation` the last 10,000 training images stand in for the test images. Adds a row to
+results/images.json.
 
 With `--clock cpu` the seconds are of the processor, so that other work on the machine takes nothing
 from a training; it is for runs on one core.
@@ -175,7 +177,7 @@ def compare(args, more):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("method", choices=(*METHODS, "compare", "table"))
+    parser.add_argument("method", choices=(*METHODS, "real", "compare", "table"))
     parser.add_argument("--dataset", choices=DATASETS, default="mnist")
     parser.add_argument("--name", help="of the row (default: the method)")
     parser.add_argument("--seconds", type=float, default=600.0, help="of training, of the peers")
@@ -195,8 +197,8 @@ def main():
     if args.method == "table":
         print(table(json.loads((record.RESULTS / "images.json").read_text())))
         return 0
-    if args.candidates > 1 and args.method == "flow_matching":
-        parser.error("flow_matching has no critic that could choose from --candidates")
+    if args.candidates > 1 and args.method in ("flow_matching", "real"):
+        parser.error(f"{args.method} has no critic that could choose from --candidates")
     if args.method == "compare":
         compare(args, more)
         return 0
@@ -212,6 +214,9 @@ def main():
     if args.method == "tfdde":
         more = [*more, "--seed", str(args.seed)]
         sample, seconds, parameters, extra["losses"] = train_tfdde(args, more)
+    elif args.method == "real":
+        order = np.random.default_rng(args.seed).permutation(len(data.x_train))
+        sample, seconds, parameters = lambda n: data.x_train[order[:n]], 0, {}
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     else:
