@@ -125,7 +125,7 @@ def test_levels_near_one_that_misses_mass_are_doubted(monkeypatch):
     sigmas = np.array([0.1, 0.2, 0.3, 0.59, 0.61, 2.0])
     given = [LogPartition.around(0.0, 0.03, 5_000, "ladder", k) for k in sigmas]
     found = [Level(0.0, 0.1), Level(5.0, 0.5), *[Level(0.0, 0.1)] * 4]
-    monkeypatch.setattr(from_above, "annealing_from_above", lambda *_: found)
+    monkeypatch.setattr(from_above, "annealing_from_above", lambda *_, **__: found)
     data = np.zeros((5, N), "f4")
     result = confirmed(given, None, data, sigmas)
     assert "gives 5.00" in result[1].doubt

@@ -180,14 +180,15 @@ def test_the_noise_chooses_the_method_and_its_levels(
         assert estimates == [found] and evaluate is evaluator and rows is data and seed == 9
         return [doubted]
 
-    def confirmed(estimates, evaluate, rows, sigmas, seed):
-        assert estimates == [found] and evaluate is evaluator and rows is data and seed == 9
+    def confirmed(estimate, evaluate, rows, sigmas, minimum, *settings):
+        assert estimate is found and evaluate is evaluator and rows is data
+        assert minimum == 0.1 and settings == (moves, 9, weights)
         confirmations.append(sigmas)
-        return estimates
+        return estimate
 
     confirmations = []
     monkeypatch.setattr(estimate_module, "checked", checked)
-    monkeypatch.setattr(estimate_module, "confirmed", confirmed)
+    monkeypatch.setattr(estimate_module, "confirmed_at_one_level", confirmed)
 
     def stand_in(name):
         def call(log_density, rows, *rest, **weights):

@@ -13,7 +13,7 @@ import tabular as script
 from scipy.stats import multivariate_normal, norm, poisson
 
 import tfdde
-from tfdde import anomalies, datasets, metrics, plots, runs, scoring, serving
+from tfdde import anomalies, datasets, metrics, plots, recipes, runs, scoring, serving
 
 # Keras's own saving of weights makes NumPy 2 warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -44,8 +44,9 @@ FILES = {
 def tabular():
     """The script, with short epochs and validations."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"EPOCH": 6, "GROUP": 2, "VALIDATED": 500}.items():
-            patch.setattr(script, name, value)
+        sizes = {"EPOCH_STEPS": 6, "STEPS_PER_CALL": 2, "VALIDATION_ROWS": 500}
+        for name, value in sizes.items():
+            patch.setattr(recipes, name, value)
         yield script
 
 
