@@ -80,9 +80,10 @@ def test_the_level_asked_for_is_doubted_if_mass_is_missed_little_below(method):
     evaluate, data = Evaluator(leaking(4.0, power=8.0), (N,)), ROWS.sample(3_000, seed=1)
     near, far = (
         estimate(evaluate, data, tfdde.LogUniform(LOW, TOP), method, sigma, 2_000, 5, 0)
-        for sigma in (1.9 * LOW, 4.5 * LOW)
+        for sigma in (2.5 * LOW, 5.0 * LOW)
     )
-    # The mode has a share of e^-2.5 at the one level, and e^-4.7 at the other.
+    # The mode's share is e^-3.6 at the one level, too little to be seen there, and e^-4.7 at the
+    # other.
     assert "its samples miss mass, and part of it may be missing here" in near.doubt
     assert abs(near.value - LOG_Z) < 0.2
     assert far.trusted and far.lower - 0.01 <= LOG_Z <= far.upper + 0.01
@@ -121,7 +122,7 @@ def test_estimates_of_some_levels_are_compared_at_these():
 
 
 def test_levels_near_one_that_misses_mass_are_doubted(monkeypatch):
-    sigmas = np.array([0.1, 0.2, 0.3, 0.39, 0.41, 2.0])
+    sigmas = np.array([0.1, 0.2, 0.3, 0.59, 0.61, 2.0])
     given = [LogPartition.around(0.0, 0.03, 5_000, "ladder", k) for k in sigmas]
     found = [Level(0.0, 0.1), Level(5.0, 0.5), *[Level(0.0, 0.1)] * 4]
     monkeypatch.setattr(from_above, "annealing_from_above", lambda *_, **__: found)
@@ -130,12 +131,6 @@ def test_levels_near_one_that_misses_mass_are_doubted(monkeypatch):
     assert "gives 5.00" in result[1].doubt
     assert all("at sigma = 0.2 its samples miss mass" in result[k].doubt for k in (0, 2, 3))
     assert result[4:] == given[4:]
-    found[1] = Level(0.9, 0.1)  # not trusted there, but too little to be wrong elsewhere
-    result = confirmed(given, None, data, sigmas)
-    assert "gives 0.90" in result[1].doubt and [*result[:1], *result[2:]] == [
-        *given[:1],
-        *given[2:],
-    ]
     found[1] = Level(0.0, 0.1)
     assert confirmed(given, None, data, sigmas) == given
 

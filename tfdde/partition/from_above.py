@@ -34,8 +34,7 @@ SAMPLES, MOVES = 4_000, 2  # of annealing; with one move the estimate varies far
 FEW = 1_000  # samples of the ladder, at levels below the one that is asked for
 SHOWN = 1_000  # rows with noise that show the shape of a level
 ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats of an excess that chance may make
-MUCH = 1.0  # nats of missing mass for which levels near by are doubted as well,
-REACH = 2.0  # up to so many times the highest level that misses so much
+REACH = 3.0  # times the highest doubted level: the levels up to there are doubted as well
 RISE = 3.0  # of the error that is added, for what exceeds one standard error
 
 
@@ -204,11 +203,7 @@ def confirmed(
         again = annealing_from_above(evaluate, data, sigmas, seed, population=1)
         found = [mean_of(*levels) for levels in zip(found, again, strict=True)]
         result = compared()
-    missing = [
-        new.sigma
-        for old, new, k in zip(estimates, result, places, strict=True)
-        if new.doubt != old.doubt and not found[k].value - old.value <= MUCH
-    ]
+    missing = [new.sigma for z, new in zip(estimates, result, strict=True) if new.doubt != z.doubt]
     return [near(z, max(missing, default=0.0)) for z in result]
 
 
@@ -243,13 +238,13 @@ def confirmed_at_one_level(
 
 
 def near(estimate: LogPartition, sigma: float) -> LogPartition:
-    """Doubt an estimate little above, or below, the highest level that misses much mass.
+    """Doubt an estimate little above, or below, the highest level that misses mass.
 
     Mass that appears as the noise falls was there a little earlier, too small a share to be seen.
 
     >>> estimate = tfdde.LogPartition.around(1.0, 0.03, 900.0, "ladder", 0.2)
-    >>> print(tfdde.partition.from_above.near(estimate, 0.15).doubt)
-    at sigma = 0.15 its samples miss mass, and part of it may be missing here
+    >>> print(tfdde.partition.from_above.near(estimate, 0.1).doubt)
+    at sigma = 0.1 its samples miss mass, and part of it may be missing here
     >>> tfdde.partition.from_above.near(estimate, 0.05) == estimate
     True
     """
