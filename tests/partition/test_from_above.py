@@ -17,6 +17,7 @@ from tfdde.partition.from_above import (
     Level,
     annealing_from_above,
     confirmed,
+    mean_of,
     with_excess,
 )
 from tfdde.partition.ladder import ladder, ladder_levels
@@ -104,6 +105,28 @@ def test_log_z_of_exact_mixtures_is_found_and_not_exceeded(n):
         assert found[0].error < 0.35
     assert np.abs(z).max() < 4 and 0.4 < np.sqrt(np.square(z).mean()) < 1.6
     assert all(e.trusted and e.lower <= LOG_Z <= e.upper for e in estimates)
+
+
+def test_the_bound_is_unbiased():
+    """Near log Z for a Gaussian, and never far above it for mixtures."""
+    one = Mixture(np.zeros((1, 8)), [1.0], [1])
+    mixture = Mixture(1.5 * np.eye(3, 8), [0.3, 0.5, 1.0], [1, 2, 3])
+    levels = ladder_levels(0.1, 8.0, 8)
+    for exactly, density in ((True, one), (False, mixture)):
+        found = annealing_from_above(
+            Evaluator(exact(density), (8,)), density.sample(2_000, 1), levels
+        )
+        bounds = np.array([level.bound for level in found]) - LOG_Z
+        assert bounds.max() < 0.5
+        assert not exactly or np.abs(bounds).max() < 0.1
+
+
+def test_a_bound_of_a_thousand_times_z_is_a_doubt():
+    given = LogPartition.around(1.0, 0.03, 500, "ladder", 0.5)
+    assert with_excess(given, Level(1.0, 0.1, 7.9)) == given
+    doubted = with_excess(given, Level(1.0, 0.1, 8.0))
+    assert "importance sampling near annealed samples gives 8.00" in doubted.doubt
+    assert mean_of(Level(1.0, 0.1, 8.0), Level(1.0, 0.1)).bound == pytest.approx(8.0 - math.log(2))
 
 
 def test_rows_that_it_is_not_for_are_left_as_they_are():

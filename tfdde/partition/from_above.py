@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import logsumexp
 
-from tfdde.partition.evaluator import Evaluator, reference
+from tfdde.partition.evaluator import Evaluator, Gaussian, reference
 from tfdde.partition.far_field import DIMENSIONS, NOT_INTEGRABLE
 from tfdde.partition.hmc import MOST_ENTRIES, inverse_root
 from tfdde.partition.ladder import ladder, ladder_levels
@@ -35,6 +35,8 @@ FEW = 1_000  # samples of the ladder, at levels below the one that is asked for
 SHOWN = 1_000  # rows with noise that show the shape of a level
 ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats of an excess that chance may make
 REACH = 3.0  # times the highest doubted level: the levels up to there are doubted as well
+UNLIKELY = 1_000  # times Z: an unbiased estimate exceeds it with a probability of 1/1,000 at most
+NARROW = 0.3  # of sigma: widens the Gaussian of the annealed samples a little
 RISE = 3.0  # of the error that is added, for what exceeds one standard error
 
 
@@ -44,10 +46,14 @@ class Level(NamedTuple):
     Attributes:
         value: log of an unbiased estimate of Z; NaN if s is not finite.
         error: its standard error, at most about 1: then a single ancestor has all the weight.
+        bound: log of another unbiased estimate, by importance sampling from the Gaussian that the
+            annealed samples resemble. It is mostly far too low. But where it exceeds log Z, it
+            shows mass beyond doubt, however few samples have found it.
     """
 
     value: float
     error: float
+    bound: float = -math.inf
 
 
 def in_shape(evaluate: Evaluator, z: tf.Tensor, level: tuple[tf.Tensor, ...]) -> tf.Tensor:
@@ -104,6 +110,7 @@ def annealing_from_above(
     """
     rows = data.reshape(len(data), -1)
     rng = np.random.default_rng([seed, Purpose.PARTITION, 3, population])
+    draws = np.random.default_rng([seed, Purpose.PARTITION, 4, population])
     first = reference(rows, sigmas[-1])
     y = first.sample(samples, rng)
     log_w, log_z = -first.log_density(y), 0.0
@@ -128,6 +135,10 @@ def annealing_from_above(
             log_w, log_z = np.zeros(samples), found[-1].value
         y, values = _moved(evaluate, y, rows, float(sigma), moves, rng)
         log_w = log_w - values
+        near_y = Gaussian(y, NARROW * float(sigma))
+        fresh = near_y.sample(samples, draws)
+        ratios = evaluate(fresh, sigma) - near_y.log_density(fresh)
+        found[-1] = found[-1]._replace(bound=float(logsumexp(ratios) - math.log(samples)))
     return found[::-1]
 
 
@@ -140,11 +151,12 @@ def mean_of(first: Level, second: Level) -> Level:
     (2.0, 0.168)
     """
     value = float(np.logaddexp(first.value, second.value))
+    bound = float(np.logaddexp(first.bound, second.bound)) - math.log(2.0)
     if not math.isfinite(value):
-        return Level(value, max(first.error, second.error))
+        return Level(value, max(first.error, second.error), bound)
     shares = (math.exp(level.value - value) for level in (first, second))
     errors = (level.error * share for level, share in zip((first, second), shares, strict=True))
-    return Level(value - math.log(2.0), math.hypot(*errors))
+    return Level(value - math.log(2.0), math.hypot(*errors), bound)
 
 
 def _moved(
@@ -259,7 +271,7 @@ def with_excess(estimate: LogPartition, above: Level) -> LogPartition:
 
     Up to one standard error of both, an excess is chance. Soon beyond, the interval reaches to the
     upper end of what annealing finds. An excess of more than three standard errors and 0.1 nats, or
-    one that would need an error of more than 1 nat, is a doubt.
+    one that would need an error of more than 1 nat, is a doubt, and so is a bound of 1,000 times Z.
 
     >>> from tfdde.partition.from_above import Level, with_excess
     >>> estimate = tfdde.LogPartition.around(1.0, 0.03, 900.0, "ladder", 0.2)
@@ -274,6 +286,12 @@ def with_excess(estimate: LogPartition, above: Level) -> LogPartition:
         estimate: of log Z.
         above: what annealing finds at its level.
     """
+    if above.bound - estimate.value > math.log(UNLIKELY):
+        doubt = (
+            f"importance sampling near annealed samples gives {above.bound:.2f}, so its samples "
+            "miss mass"
+        )
+        return dataclasses.replace(estimate, doubt=estimate.doubt or doubt)
     if math.isnan(above.value):
         return dataclasses.replace(estimate, doubt=estimate.doubt or NOT_INTEGRABLE)
     both = math.hypot(above.error, estimate.standard_error)
