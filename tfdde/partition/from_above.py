@@ -147,7 +147,7 @@ def mean_of(first: Level, second: Level) -> Level:
 
     >>> from tfdde.partition.from_above import Level, mean_of
     >>> both = mean_of(Level(0.0, 0.3), Level(np.log(3.0), 0.2))
-    >>> round(np.exp(both.value), 3), round(both.error, 3)
+    >>> float(np.exp(both.value).round(3)), round(both.error, 3)
     (2.0, 0.168)
     """
     value = float(np.logaddexp(first.value, second.value))
