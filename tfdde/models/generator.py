@@ -29,7 +29,7 @@ from tfdde.models.trainer import (
 from tfdde.networks.fixed_condition import fix
 from tfdde.noise import Decay, LogUniform, check_level
 from tfdde.utils import random
-from tfdde.utils.checks import check_integer, to_conditions
+from tfdde.utils.checks import check_integer
 from tfdde.utils.random import Purpose
 
 
@@ -460,16 +460,13 @@ class Generator(Sampler):
         Raises:
             ValueError: as for ``sample``, or ``candidates`` < 1, or a sigma that was not trained.
         """
-        n, seed = check_integer(n, "n", minimum=0), random.check_seed(seed)
-        candidates = check_integer(candidates, "candidates")
+        count, fixed_seed, *condition = self._checked(n, seed, conditions)
+        number = tf.constant(check_integer(candidates, "candidates"))
         low, high = self.data_dde.noise.levels
         if sigma is None:
             sigma = low if low == high else math.sqrt(low * high)
         level = tf.constant(check_level(self.data_dde.noise, sigma), tf.float32)
-        columns = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
-        condition = [tf.convert_to_tensor(column) for column in columns]
-        settings = tf.constant(n), tf.constant(seed, tf.int64), tf.constant(candidates)
-        return self._choose(*settings, level, *condition)
+        return self._choose(count, fixed_seed, number, level, *condition)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _choose(

@@ -21,8 +21,8 @@ class Sampler(Trainer):
     def __init__(
         self,
         generator: keras.Model,
-        latent_dim: int = 16,
-        seed: int | None = None,
+        latent_dim: int,
+        seed: int | None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -71,10 +71,14 @@ class Sampler(Trainer):
             ValueError: ``n`` or ``seed`` is out of range; conditions for a sampler that takes
                 none, none for one that does, or of a wrong shape.
         """
+        return self._sample(*self._checked(n, seed, conditions))
+
+    def _checked(self, n: int, seed: int | None, conditions: Any) -> list[tf.Tensor]:
+        """``n``, the seed and, if the sampler takes them, the conditions, as tensors."""
         n, seed = check_integer(n, "n", minimum=0), random.check_seed(seed)
         columns = to_conditions(conditions, self.condition_dim, np.empty((n, 0)))
         condition = [tf.convert_to_tensor(column) for column in columns]
-        return self._sample(tf.constant(n), tf.constant(seed, tf.int64), *condition)
+        return [tf.constant(n), tf.constant(seed, tf.int64), *condition]
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _sample(self, n: tf.Tensor, seed: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:

@@ -44,10 +44,10 @@ class SmoothedDensity(Trainer):
     def __init__(
         self,
         network: keras.Model,
-        noise: Noise | None = None,
-        base: GaussianBase | None = None,
-        normalization: keras.layers.Normalization | Schema | None = None,
-        seed: int | None = None,
+        noise: Noise | None,
+        base: GaussianBase | None,
+        normalization: keras.layers.Normalization | Schema | None,
+        seed: int | None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
