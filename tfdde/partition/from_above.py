@@ -181,6 +181,10 @@ def _moved(
     return mean + z @ push, values
 
 
+def _is_for(data: np.ndarray) -> bool:
+    return DIMENSIONS < data[0].size <= MOST_ENTRIES
+
+
 def confirmed(
     estimates: Sequence[LogPartition],
     evaluate: Evaluator,
@@ -202,7 +206,7 @@ def confirmed(
         sigmas: increasing noise levels, of which neighbours overlap (``ladder.ladder_levels``).
         seed: of the samples.
     """
-    if not DIMENSIONS < data[0].size <= MOST_ENTRIES:
+    if not _is_for(data):
         return list(estimates)
     found = annealing_from_above(evaluate, data, sigmas, seed)
     places = [int(np.abs(sigmas - estimate.sigma).argmin()) for estimate in estimates]
@@ -238,7 +242,7 @@ def confirmed_at_one_level(
         minimum: lowest level that was trained.
         moves, weights: as for ``ladder``.
     """
-    if not (estimate.trusted and DIMENSIONS < data[0].size <= MOST_ENTRIES):
+    if not (estimate.trusted and _is_for(data)):
         return estimate
     lower: list[LogPartition] = []
     low = max(minimum, estimate.sigma / REACH)
