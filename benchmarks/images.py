@@ -197,8 +197,8 @@ def main():
     if args.method == "table":
         print(table(json.loads((record.RESULTS / "images.json").read_text())))
         return 0
-    if args.candidates > 1 and args.method in ("flow_matching", "real"):
-        parser.error(f"{args.method} has no critic that could choose from --candidates")
+    if args.candidates > 1 and args.method not in ("tfdde", "wgan_gp", "non_saturating"):
+        parser.error(f"--candidates needs a method with a log-ratio or a critic, not {args.method}")
     if args.method == "compare":
         compare(args, more)
         return 0
@@ -214,11 +214,11 @@ def main():
     if args.method == "tfdde":
         more = [*more, "--seed", str(args.seed)]
         sample, seconds, parameters, extra["losses"] = train_tfdde(args, more)
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     elif args.method == "real":
         order = np.random.default_rng(args.seed).permutation(len(data.x_train))
         sample, seconds, parameters = lambda n: data.x_train[order[:n]], 0, {}
-    elif more:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
     else:
         keras.utils.set_random_seed(args.seed)
         if args.clock == "cpu":

@@ -1,5 +1,7 @@
 """Other generators of images, made of stock Keras layers and trained for a given time."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -81,18 +83,22 @@ def _adversarial(x, seconds, seed, rate, critic_loss, generator_loss, critic_ste
     optimizers[0].finalize_variable_values(generator.trainable_variables)
     z = np.random.default_rng(1).standard_normal((100_000, LATENT)).astype("float32")
 
+    @functools.cache
+    def log_ratio_slope():
+        """Of the log-ratio in the critic's value, by logistic regression."""
+        known = np.concatenate([x[:CALIBRATION], sample(CALIBRATION)])
+        values = critic.predict(known, batch_size=500, verbose=0)
+        real = np.arange(len(known)) < len(known) - CALIBRATION
+        return LogisticRegression().fit(values, real).coef_[0, 0]
+
     def sample(n, candidates=1):
         """Images, each chosen by the critic's log-ratio (Azadi et al. 2019)."""
         made = generator.predict(z[: n * candidates], batch_size=500, verbose=0)
         if candidates == 1:
             return made
-        known = np.concatenate([x[:CALIBRATION], sample(CALIBRATION)])
-        values = critic.predict(known, batch_size=500, verbose=0)
-        real = np.arange(len(known)) < len(known) - CALIBRATION
-        ratio = LogisticRegression().fit(values, real)
         made = made.reshape(n, candidates, *shape)
         flat = critic.predict(made.reshape(-1, *shape), batch_size=500, verbose=0)
-        weights = ratio.coef_[0, 0] * flat.reshape(n, candidates)
+        weights = log_ratio_slope() * flat.reshape(n, candidates)
         weights += np.random.default_rng(2).gumbel(size=weights.shape)
         return made[np.arange(n), weights.argmax(axis=1)]
 

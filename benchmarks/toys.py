@@ -117,6 +117,8 @@ def main():
         return 0
     if args.dataset is None or args.sigma is None:
         parser.error("--dataset and --sigma are required")
+    if args.what == "density" and args.candidates > 1:
+        parser.error("--candidates are of a generator")
     only = ["--generator-steps", "0", "--sigma-max", str(args.sigma)]  # one level, as in the paper
     if args.what == "generator":
         only = [] if "--preset" in more else ["--preset", "quick"]
