@@ -15,18 +15,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from scipy.special import logsumexp
 
+from tfdde.partition.descent import descend
 from tfdde.partition.evaluator import Evaluator, Gaussian, reference
 from tfdde.partition.far_field import DIMENSIONS, NOT_INTEGRABLE
 from tfdde.partition.hmc import MOST_ENTRIES, inverse_root
 from tfdde.partition.ladder import ladder, ladder_levels
 from tfdde.partition.result import TRUSTED_ERROR, LogPartition
-from tfdde.partition.rows import at_shares
 from tfdde.utils.random import Purpose
 from tfdde.utils.statistics import QUANTILE
 
@@ -79,11 +80,9 @@ def annealing_from_above(
 ) -> list[Level]:
     """Estimate log Z at all noise levels by one annealing through them, from the highest down.
 
-    Annealed importance sampling with resampling, as ``annealed.anneal``, of one population. Its
-    moves are in the shape that rows with noise show at each level, not the samples themselves: in
-    a shape of their own they would not keep the density, and the estimate would be too high. The
-    error is from the shares that each sample's descendants have of the weight (Chan & Lai 2013;
-    Lee & Whiteley 2018).
+    The moves of ``descend`` are in the shape that rows with noise show at each level, not the
+    samples themselves: in a shape of their own they would not keep the density, and the estimate
+    would be too high.
 
     For a normal density in five columns, and log Z = 3:
 
@@ -113,32 +112,17 @@ def annealing_from_above(
     draws = np.random.default_rng([seed, Purpose.PARTITION, 4, population])
     first = reference(rows, sigmas[-1])
     y = first.sample(samples, rng)
-    log_w, log_z = -first.log_density(y), 0.0
-    ancestors = np.arange(samples)
+    moved = partial(_moved, evaluate, rows, moves)
     found: list[Level] = []
-    for sigma in sigmas[::-1]:
-        log_w = log_w + evaluate(y, sigma)
-        if np.isnan(log_w).any() or not log_w.max() < np.inf:
-            found += [Level(math.nan, math.nan)] * (len(sigmas) - len(found))
+    way = descend(evaluate, y, first.log_density(y), sigmas[::-1], moved, rng)
+    for sigma, value, error, y in way:
+        if not math.isfinite(value):  # nothing is shown from here on
+            found += [Level(value, error)] * (len(sigmas) - len(found))
             break
-        if log_w.max() == -np.inf:  # all are outside of the density: nothing is shown
-            found += [Level(-math.inf, 1.0)] * (len(sigmas) - len(found))
-            break
-        log_sum = logsumexp(log_w)
-        w = np.exp(log_w - log_sum)
-        shares = np.bincount(ancestors, w, samples)
-        error = math.sqrt(max(0.0, np.square(shares).sum() - 1 / samples))
-        found.append(Level(float(log_z + log_sum - math.log(samples)), error))
-        if 1 / np.square(w).sum() < samples / 2:
-            picked = at_shares(w, (rng.random() + np.arange(samples)) / samples)
-            y, ancestors = y[picked], ancestors[picked]
-            log_w, log_z = np.zeros(samples), found[-1].value
-        y, values = _moved(evaluate, y, rows, float(sigma), moves, rng)
-        log_w = log_w - values
         near_y = Gaussian(y, NARROW * float(sigma))
         fresh = near_y.sample(samples, draws)
         ratios = evaluate(fresh, sigma) - near_y.log_density(fresh)
-        found[-1] = found[-1]._replace(bound=float(logsumexp(ratios) - math.log(samples)))
+        found.append(Level(value, error, float(logsumexp(ratios) - math.log(samples))))
     return found[::-1]
 
 
@@ -161,10 +145,10 @@ def mean_of(first: Level, second: Level) -> Level:
 
 def _moved(
     evaluate: Evaluator,
-    y: np.ndarray,
     rows: np.ndarray,
-    sigma: float,
     moves: int,
+    y: np.ndarray,
+    sigma: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Samples after a few moves under s at a level, and s there."""
