@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -10,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde import optimizers
-from tfdde.losses import dde_loss, joint_loss
+from tfdde.losses import dde_loss, joint_loss, log_ratio_loss, per_row
+from tfdde.models.contrast import DrawOwnSamples, OwnSamples
 from tfdde.models.normalized_density import NormalizedDensity
 from tfdde.models.trainer import (
     add_penalty,
@@ -23,7 +26,7 @@ from tfdde.models.trainer import (
 from tfdde.networks.fixed_condition import fix
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import Decay, LogUniform, Noise
-from tfdde.partition.evaluator import LogDensity
+from tfdde.partition.evaluator import Evaluator, LogDensity
 from tfdde.tables.schema import Schema
 from tfdde.utils import random
 from tfdde.utils.checks import check_integer
@@ -99,6 +102,12 @@ class DDE(NormalizedDensity):
             loss is the weighted mean of both.
         seed: integer in [0, 2**31) that fixes the noise and the order of the rows. By default
             it is drawn, reproducibly after ``keras.utils.set_random_seed``.
+        contrast_weight: with ``LogUniform`` noise and no conditions, the weight, relative to one
+            of the n entries of x in eq. 10, of a logistic regression that tells noisy rows from
+            samples of the density itself, as it was up to 75 steps ago
+            (``tfdde.models.contrast``). With few rows in many columns most of e^s may otherwise
+            come to lie far from the rows at low noise, and log Z is refused there. ``fit`` then
+            reports ``contrast``, which is 1 if a coin tells as much.
 
     Attributes:
         condition_dim: entries of a condition, 0 for a density without conditions.
@@ -121,14 +130,31 @@ class DDE(NormalizedDensity):
         antithetic: bool = False,
         time_weight: float = 0.5,
         seed: int | None = None,
+        contrast_weight: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(network, noise, base, normalization, seed, **kwargs)
         if not (np.isfinite(time_weight) and time_weight >= 0):
             raise ValueError(f"`time_weight` must be a finite number >= 0, got {time_weight!r}.")
+        if not (np.isfinite(contrast_weight) and contrast_weight >= 0):
+            raise ValueError(
+                f"`contrast_weight` must be a finite number >= 0, got {contrast_weight!r}."
+            )
         self.antithetic = bool(antithetic)
         self.time_weight = float(time_weight)
+        self.contrast_weight = float(contrast_weight)
+        self.own_samples: OwnSamples | None = None
+        if self.contrast_weight:
+            if self.condition_dim or not isinstance(self.noise, LogUniform):
+                kind = "a conditional density" if self.condition_dim else repr(self.noise)
+                raise ValueError(
+                    "`contrast_weight` must be 0 except for a density of LogUniform noise without "
+                    f"conditions, got {contrast_weight!r} for {kind}."
+                )
+            self.own_samples = OwnSamples(network, self.noise, math.prod(self.data_shape))
+        self._saved_whole = False
         self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.contrast_tracker = keras.metrics.Mean(name="contrast")
         self._rows_evaluated = tf.Variable(
             0,
             dtype=tf.int64,
@@ -169,12 +195,17 @@ class DDE(NormalizedDensity):
         }
         warn_of_underflow(self)
         self.optimizer.build(self.network.trainable_variables)
+        self._jit()
+
+    def _jit(self) -> None:
         self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
+        self._contrast_and_gradients = self.maybe_jit(self.contrast_and_gradients)
 
     def _trace_anew(self) -> None:
         super()._trace_anew()
+        self.__dict__.pop("_correction_evaluator", None)
         if self.compiled:
-            self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
+            self._jit()
 
     def row_losses(
         self,
@@ -246,6 +277,36 @@ class DDE(NormalizedDensity):
             scaled = loss / total
         return loss, tape.gradient(scaled, variables)
 
+    def contrast_and_gradients(
+        self,
+        x: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        total: tf.Tensor,
+        own: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        weights: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The sum of the contrast's losses, and the gradient of its weighted share of the loss.
+
+        Args:
+            x, epsilon, sigma, total, weights: as for ``loss_and_gradients``, sigma (batch,).
+            own: samples, levels and corrections that ``OwnSamples.take`` returned.
+        """
+        assert self.own_samples is not None
+        former = self.own_samples
+        y = x + per_row(sigma, x) * epsilon
+        own_y = tf.reshape(own[0], (-1, *self.data_shape))
+        reference = former.trained * self.correction(y, sigma, network=former.network)
+        reference = tf.concat([reference - former.log_z_at(sigma), own[2]], axis=0)
+        both = tf.concat([y, own_y], axis=0), tf.concat([sigma, own[1]], axis=0)
+        n = float(math.prod(self.data_shape))
+        with tf.GradientTape() as tape:
+            at_rows, at_samples = tf.split(reference - self.correction(*both), 2)
+            losses = 0.5 * tf.add_n(tf.split(log_ratio_loss(at_rows, at_samples), 2))
+            loss = tf.reduce_sum(losses if weights is None else losses * weights)
+            scaled = self.contrast_weight / (n + self.time_weight) * loss / total
+        return loss, tape.gradient(scaled, self.network.trainable_variables)
+
     def minimize(
         self,
         loss_and_gradients: Callable,
@@ -254,6 +315,7 @@ class DDE(NormalizedDensity):
         sigma: tf.Tensor,
         *condition: tf.Tensor,
         weights: tf.Tensor | None = None,
+        contrast_and_gradients: Callable | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One step of ``optimizer`` at noise level ``sigma``, in replica context.
 
@@ -262,6 +324,7 @@ class DDE(NormalizedDensity):
                 this one.
             x, sigma, condition, weights: as for ``loss_and_gradients``.
             optimizer: of the network's weights.
+            contrast_and_gradients: the same of the contrast, if there is one.
 
         Returns:
             The sum of the losses of this replica's rows, and their number or sum of weights.
@@ -271,6 +334,12 @@ class DDE(NormalizedDensity):
         epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Purpose.DENSITY_NOISE)
         weighted = {} if weights is None else {"weights": weights}
         loss, gradients = loss_and_gradients(x, epsilon, sigma, total, *condition, **weighted)
+        if contrast_and_gradients is not None:
+            assert self.own_samples is not None
+            own = self.own_samples.take(tf.shape(x)[0], self.seed, optimizer.iterations)
+            contrast, more = contrast_and_gradients(x, epsilon, sigma, total, own, **weighted)
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            update_mean(self.contrast_tracker, contrast, local)
         optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
         return loss, local
 
@@ -279,12 +348,18 @@ class DDE(NormalizedDensity):
         x = self.inside(x)
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
         sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Purpose.DENSITY_LEVEL)
-        weighted = {} if weights is None else {"weights": weights}
+        contrast = self._contrast_and_gradients if self.own_samples else None
         loss, count = self.minimize(
-            self._loss_and_gradients, x, self.optimizer, sigma, *condition, **weighted
+            self._loss_and_gradients,
+            x,
+            self.optimizer,
+            sigma,
+            *condition,
+            weights=weights,
+            contrast_and_gradients=contrast,
         )
         update_mean(self.loss_tracker, loss, count)
-        return {"loss": self.loss_tracker.result()}
+        return {m.name: m.result() for m in self.metrics}
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         x, condition, weights = self.training_data.batch(data)
@@ -312,7 +387,24 @@ class DDE(NormalizedDensity):
 
     @property
     def metrics(self) -> list:
-        return [self.loss_tracker]
+        return [self.loss_tracker, *[self.contrast_tracker] * bool(self.contrast_weight)]
+
+    # Samples of its own.
+
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        return [DrawOwnSamples()] if self.own_samples else []
+
+    @cached_property
+    def _correction_evaluator(self) -> Evaluator:
+        return Evaluator(self.correction, self.data_shape)
+
+    def draw_own_samples(self) -> None:
+        """Draw the samples that the contrast is with, if they are due; ``fit`` calls it."""
+        iteration = int(self.optimizer.iterations.numpy())
+        if self.own_samples is not None and self.own_samples.due(iteration):
+            assert self.base is not None
+            parts = self.evaluator, self._correction_evaluator, self.network, self.base
+            self.own_samples.draw(*parts, self.seed, iteration)
 
     def given(self, condition: Any) -> DDE:
         """The density at one condition: a ``DDE`` without conditions, with copies of all parts.
@@ -347,8 +439,28 @@ class DDE(NormalizedDensity):
     # Saving and loading.
 
     def get_config(self) -> dict[str, Any]:
-        settings = {"antithetic": self.antithetic, "time_weight": self.time_weight}
-        return super().get_config() | settings
+        names = ("antithetic", "time_weight", "contrast_weight")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model as Keras does, without the samples of its training."""
+        self._saved_whole = True
+        try:
+            super().save(filepath, *args, **kwargs)
+        finally:
+            self._saved_whole = False
+
+    def save_own_variables(self, store: dict[str, Any]) -> None:
+        """Write the samples of the training to a file of weights, so that it can go on."""
+        super().save_own_variables(store)
+        if self.own_samples is not None and not self._saved_whole:
+            for name, value in self.own_samples.state().items():
+                store[name] = value
+
+    def load_own_variables(self, store: dict[str, Any]) -> None:
+        """Read what ``save_own_variables``, or an earlier version, wrote."""
+        if self.own_samples is not None and "samples" in store:
+            self.own_samples.restore(store)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         return self._compile_config if self.compiled else None

@@ -140,6 +140,11 @@ class Generator(Sampler):
                 "`generated_dde` must have a `base` of its own, since Keras saves a layer in one "
                 "place only: make another tfdde.GaussianBase and adapt it to the same data."
             )
+        if generated_dde.contrast_weight:
+            raise ValueError(
+                "`generated_dde` must have a `contrast_weight` of 0: the generator trains it "
+                f"without samples of its own, got {generated_dde.contrast_weight}."
+            )
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
             if dde.data_shape != self.data_shape:
                 raise ValueError(
@@ -195,6 +200,11 @@ class Generator(Sampler):
             steps_per_execution=check_integer(steps_per_execution, "steps_per_execution"),
             jit_compile=jit_compile,
         )
+        if data_optimizer is not None and self.data_dde.contrast_weight:
+            raise ValueError(
+                "`data_optimizer` must be None for a `data_dde` with a `contrast_weight` "
+                f"({self.data_dde.contrast_weight}), which only its own `fit` heeds."
+            )
         if data_optimizer is None and self.data_dde.decaying:
             warnings.warn(
                 f"`data_dde` stays frozen at sigma = {self.data_dde.noise.sigma:g}, but its own "

@@ -174,8 +174,23 @@ class SmoothedDensity(Trainer):
             return tf.constant(0.0)
         return log_jacobian(self.normalization, inside)
 
-    def correction(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        """The network's part of ``at``, without the base's. Args and returns as of ``at``."""
+    def correction(
+        self,
+        x: tf.Tensor,
+        sigma: tf.Tensor,
+        *condition: tf.Tensor,
+        network: keras.Model | None = None,
+    ) -> tf.Tensor:
+        """The network's part of ``at``, without the base's.
+
+        Args:
+            x, sigma, condition: as of ``at``.
+            network: instead of the density's own.
+
+        Returns:
+            As ``at``.
+        """
+        network = network or self.network
         if len(condition) != bool(self.condition_dim):
             expected = f"of shape (batch, {self.condition_dim})" if self.condition_dim else "none"
             raise ValueError(f"`condition` must be {expected}, got {condition or None}.")
@@ -184,11 +199,11 @@ class SmoothedDensity(Trainer):
             level = self.noise.place(sigma)
             one_level = sigma.shape.rank == 0
             column = tf.fill((tf.shape(x)[0], 1), level) if one_level else level[:, None]
-            s = self.network([self.base.scaled(x, sigma), column, *condition])
+            s = network([self.base.scaled(x, sigma), column, *condition])
         else:
             if self.base is not None and self.base.heavy_tailed:
                 x = self.base.scaled(x, sigma)
-            s = self.network([x, *condition] if condition else x)
+            s = network([x, *condition] if condition else x)
         return tf.squeeze(tf.cast(s, tf.float32), axis=-1)  # the network may compute in bfloat16
 
     def at(self, x: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:

@@ -237,7 +237,7 @@ class Trainer(keras.Model):
             rows, validation = rows.split(validation_split)
         elif validation_data is not None:
             validation = data.check_validation(validation_data)
-        callbacks = _flat(callbacks)
+        callbacks = [*self.own_callbacks(), *_flat(callbacks)]
         if isinstance(rows, Arrays):
             size = BATCH_SIZE if batch_size is None else check_integer(batch_size, "batch_size")
             if shuffle:
@@ -269,7 +269,12 @@ class Trainer(keras.Model):
                     batches,
                     epochs=epochs,
                     verbose=verbose,
-                    callbacks=[StopOnDivergence(), UseAverages(), *callbacks],
+                    callbacks=[
+                        StopOnDivergence(),
+                        UseAverages(),
+                        *self.own_callbacks(),
+                        *callbacks,
+                    ],
                     validation_data=validation,
                     shuffle=shuffle and isinstance(rows, keras.utils.PyDataset),
                     initial_epoch=initial_epoch,
@@ -353,6 +358,10 @@ class Trainer(keras.Model):
             "tfdde.serving.export_tflite(file, density, generator): their signatures include "
             "log_density, score and sample, of which Keras's `export` knows nothing."
         )
+
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Callbacks that ``fit`` adds to the user's."""
+        return []
 
     def after_training(self) -> None:
         """Called at the end of ``fit``, also when it ends by an error."""

@@ -228,6 +228,27 @@ class GaussianBase(keras.layers.Layer):
         logits = tf.nn.bias_add(logits, tf.math.log(weights) - 0.5 * logs)
         return tf.squeeze(log_sum_exp(logits), axis=-1)
 
+    def sample(self, count: int, sigma: float, rng: np.random.Generator) -> np.ndarray:
+        """Draw flat rows with noise of level ``sigma``, float32 (count, n).
+
+        >>> base = tfdde.GaussianBase(3)
+        >>> base.sample(1_000, 1.0, np.random.default_rng(0)).var().round(1)
+        np.float32(2.0)
+        """
+        if not self._mixture:
+            centre, axes = self.mean.numpy(), self.axes.numpy()
+            means, variances = np.zeros_like(centre), self.variances.numpy()
+        else:
+            names = ("centre", "mixture_axes", "component_means", "component_variances")
+            centre, axes, means, variances = (self._mixture[name].numpy() for name in names)
+            weights = self._mixture["weights"].numpy().astype(np.float64)
+            picked = rng.choice(len(weights), count, p=weights / weights.sum())
+            means, variances = means[picked], variances[picked]
+            axes = axes if self.heavy_tailed else axes[picked]
+        u = means + np.sqrt(variances + sigma**2) * rng.standard_normal((count, len(centre)))
+        rows = u @ axes.T if axes.ndim == 2 else np.einsum("ij,ikj->ik", u, axes)
+        return (centre + rows).astype(np.float32)
+
     def scaled(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """Centre x and divide it by the root mean square deviation of the data with noise.
 

@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     GENERATED_LEVEL = 11
     CANDIDATE_NOISE = 12
     CANDIDATE_CHOICE = 13
+    OWN_SAMPLES = 14
 
 
 def check_seed(seed: Any) -> int:

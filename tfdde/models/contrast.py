@@ -1,0 +1,154 @@
+"""Contrast of a density in training with samples of itself, so that no mass stays unseen.
+
+Score matching looks at noisy rows only. Between and around few rows in many columns a network is
+then free at low noise, and most of e^s may come to lie there: log Z is off by tens of nats. Here
+samples of the density as it was some steps ago, annealed from the highest level down, show where
+its mass is. Logistic regression tells noisy rows from them at the same level. Its optimum is the
+normalised density of the noisy rows, as that of score matching (noise-contrastive estimation with
+the model's earlier self as the noise: Gutmann & Hyvarinen 2012; Goodfellow 2014).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdde.noise import LogUniform
+from tfdde.partition.descent import descend
+from tfdde.partition.evaluator import Evaluator
+from tfdde.partition.ladder import ladder_levels
+from tfdde.utils.random import Purpose, key
+
+if TYPE_CHECKING:
+    from tfdde.networks.gaussian_base import GaussianBase
+
+SAMPLES = 1_000  # at each level
+STEPS = 75  # of training, after which new samples are drawn
+SAVED = ("samples", "corrections", "log_z", "trained", "drawn_at")
+
+
+class OwnSamples:
+    """Samples that a density had at its noise levels some steps ago, and what it was there.
+
+    Until the first ``STEPS`` steps are made, they are samples of the base, which a network
+    corrects.
+
+    Args:
+        network: of the density, which a copy is made of.
+        noise: its levels.
+        n: entries of a row.
+
+    Attributes:
+        network: the density's network as it was when the samples were drawn.
+        samples: (levels * SAMPLES, n), those of the lowest level first.
+        corrections: what ``network`` adds to the base there, less log Z of the level.
+        log_z: of the levels.
+        trained: 1 if the samples are of ``network``, 0 if they are of the base.
+        drawn_at: number of iterations at which they were drawn, -1 before.
+    """
+
+    def __init__(self, network: keras.Model, noise: LogUniform, n: int):
+        self._noise = noise
+        self.levels = ladder_levels(noise.minimum, noise.maximum, n)
+        self.network = network.from_config(network.get_config())
+        count = len(self.levels)
+        self.samples = tf.Variable(tf.zeros((count * SAMPLES, n)), trainable=False)
+        self.corrections = tf.Variable(tf.zeros(count * SAMPLES), trainable=False)
+        self.log_z = tf.Variable(tf.zeros(count), trainable=False)
+        self.trained = tf.Variable(0.0, trainable=False)
+        self.drawn_at = tf.Variable(-1, dtype=tf.int64, trainable=False)
+
+    def due(self, iteration: int) -> bool:
+        """Whether new samples are to be drawn after so many iterations."""
+        drawn = int(self.drawn_at.numpy())
+        return drawn < 0 or iteration - drawn >= STEPS
+
+    def draw(
+        self,
+        evaluate: Evaluator,
+        correction: Evaluator,
+        network: keras.Model,
+        base: GaussianBase,
+        seed: int,
+        iteration: int,
+    ) -> None:
+        """Draw samples of the present density by annealing through its levels.
+
+        If it is not finite somewhere on the way, the former samples stay.
+
+        Args:
+            evaluate: s.
+            correction: what ``network`` adds to ``base``.
+            network: of the density.
+            base: of the density.
+            seed, iteration: of the samples.
+        """
+        rng = np.random.default_rng([seed, Purpose.OWN_SAMPLES, iteration])
+        self.drawn_at.assign(iteration)
+        if iteration < STEPS:  # s is hardly more than the base
+            parts = [base.sample(SAMPLES, float(sigma), rng) for sigma in self.levels]
+            self.samples.assign(np.concatenate(parts))
+            return
+        top = float(self.levels[-1])
+        y = base.sample(SAMPLES, top, rng)
+        log_base = evaluate(y, top) - correction(y, top)
+        moves = evaluate.moves
+
+        def moved(
+            y: np.ndarray, sigma: float, rng: np.random.Generator
+        ) -> tuple[np.ndarray, np.ndarray]:
+            return moves.with_values(y, sigma, sigma, 1, int(rng.integers(2**31)))
+
+        reached = list(descend(evaluate, y, log_base, self.levels[::-1], moved, rng))[::-1]
+        if len(reached) < len(self.levels) or not np.isfinite([r.value for r in reached]).all():
+            return
+        self.network.set_weights(network.get_weights())
+        self.samples.assign(np.concatenate([r.y for r in reached]))
+        added = [correction(r.y, r.sigma) - r.value for r in reached]
+        self.corrections.assign(np.concatenate(added))
+        self.log_z.assign([r.value for r in reached])
+        self.trained.assign(1.0)
+
+    def take(
+        self, count: tf.Tensor, seed: int, iteration: Any
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Samples in random order: rows (count, n), their levels and corrections, (count,)."""
+        places = tf.random.stateless_uniform(
+            (count,),
+            key(seed, iteration, Purpose.OWN_SAMPLES),
+            0,
+            len(self.levels) * SAMPLES,
+            tf.int32,
+        )
+        sigma = tf.gather(tf.constant(self.levels, tf.float32), places // SAMPLES)
+        return tf.gather(self.samples, places), sigma, tf.gather(self.corrections, places)
+
+    def log_z_at(self, sigma: tf.Tensor) -> tf.Tensor:
+        """Log Z of the former density between its levels, linear in log sigma: (rows,)."""
+        place = 0.5 * (self._noise.place(sigma) + 1.0) * (len(self.levels) - 1)
+        steps = tf.range(len(self.levels), dtype=tf.float32)
+        shares = tf.nn.relu(1.0 - tf.abs(place[:, None] - steps))
+        return tf.linalg.matvec(shares, self.log_z)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All numbers, by name, for a checkpoint."""
+        values = {name: getattr(self, name).numpy() for name in SAVED}
+        weights = {f"network_{i}": w for i, w in enumerate(self.network.get_weights())}
+        return values | weights
+
+    def restore(self, state: Any) -> None:
+        """Take the numbers that ``state`` returned."""
+        for name in SAVED:
+            getattr(self, name).assign(np.asarray(state[name]))
+        weights = [np.asarray(state[f"network_{i}"]) for i in range(len(self.network.weights))]
+        self.network.set_weights(weights)
+
+
+class DrawOwnSamples(keras.callbacks.Callback):
+    """Draw samples of a density while it is trained, every ``STEPS`` steps; ``fit`` adds it."""
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.model.draw_own_samples()
