@@ -77,6 +77,8 @@ def parse(argv):
     add("--batch-size", type=count, help="rows a step")
     add("--steps", type=count, help="training steps (None: 400 passes over the rows)")
     add("--learning-rate", type=number, help="Adam's, falling")
+    text = "of telling rows from the density's own samples (None: 3.5 for few rows of many columns)"
+    add("--contrast-weight", type=float, help=text)
     text = "stop after so many epochs that improved nothing, or when the loss has risen by 2 %%"
     add("--patience", type=count, help=text)
     add("--samples", type=count, help="for log Z, at each level")
@@ -89,6 +91,11 @@ def parse(argv):
     args.output = args.output or f"runs/{name}"
     if args.paper and args.base == "mixture":
         parser.error("--base mixture is not for --paper, whose base is one Gaussian")
+    if args.contrast_weight is not None:
+        if args.paper:
+            parser.error("--contrast-weight is not for --paper, which has one noise level")
+        if not 0 <= args.contrast_weight < math.inf:
+            parser.error(f"--contrast-weight must be a number >= 0, got {args.contrast_weight}")
     if not args.paper and args.sigma_max <= args.sigma:
         parser.error(f"--sigma-max {args.sigma_max} must exceed --sigma {args.sigma}")
     return args
@@ -116,7 +123,8 @@ def build(args, x, schema=None):
         rate = schedules.ExponentialDecay(args.learning_rate, quarter, 0.5, staircase=True)
     else:
         noise = tfdde.LogUniform(args.sigma, args.sigma_max)
-        dde = recipes.table_density(x, noise, *settings, base=args.base)
+        more = {"base": args.base, "contrast_weight": args.contrast_weight}
+        dde = recipes.table_density(x, noise, *settings, **more)
         rate = schedules.CosineDecay(args.learning_rate, args.steps)
     # The weights are averaged over about 100 steps.
     adam = FusedAdam(rate, use_ema=True, ema_momentum=0.99)

@@ -153,7 +153,7 @@ def test_one_step_of_all_three_networks():
 
 # Settings.
 
-DENSITY = ("antithetic", "time_weight", "seed", "data_shape", "condition_dim")
+DENSITY = ("antithetic", "time_weight", "contrast_weight", "seed", "data_shape", "condition_dim")
 SAMPLER = ("latent_dim", "dde_steps", "data_steps", "relative", "level_power", "seed")
 
 
@@ -162,9 +162,10 @@ def settings(model, names):
 
 
 def test_defaults():
-    assert settings(tfdde.DDE(networks.residual_mlp(2, 4, 1)), DENSITY[:2]) == {
+    assert settings(tfdde.DDE(networks.residual_mlp(2, 4, 1)), DENSITY[:3]) == {
         "antithetic": False,
         "time_weight": 0.5,
+        "contrast_weight": 0.0,
     }
     plain = tfdde.DDE(networks.residual_mlp(2, 4, 1))
     assert plain.noise.sigma == 0.2 and plain.base is plain.normalization is None

@@ -200,6 +200,7 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
 def test_wine_stops_early_and_without_log_z_there_is_no_likelihood(tabular, tmp_path, capsys):
     """150 samples are too few to trust log Z."""
     args = ["--dataset=wine", "--seed=1", *TINY, "--samples=150", "--steps=200"]
+    args += ["--contrast-weight=0"]  # with it the loss would fall on at this rate
     assert tabular.main([*args, "--learning-rate=0.1", "--patience=2", f"--output={tmp_path}"]) == 0
     losses = plots.read_log(tmp_path / "validation.csv")["loss"]
     assert len(losses) == losses.argmin() + 3 < 200 // 6
@@ -281,6 +282,8 @@ def test_the_base_that_was_asked_for(tabular, base, components):
         (["--dataset=wine", "--steps=0"], "argument --steps: .*'0'"),
         (["--dataset=wine", "--base=one"], "argument --base: .*'one'.*gaussian.*mixture"),
         (["--dataset=power", "--paper", "--base=mixture"], "--base mixture is not for --paper"),
+        (["--dataset=power", "--paper", "--contrast-weight=1"], "--contrast-weight is not for"),
+        (["--dataset=wine", "--contrast-weight=-1"], "--contrast-weight must be .* got -1.0"),
     ],
 )
 def test_wrong_arguments(tabular, capsys, args, message):
