@@ -328,7 +328,7 @@ def _ladder_seconds(evaluator, starts, levels, samples):
     return clock.elapsed * len(levels)
 
 
-def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, base="gaussian"):
+def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, base=None):
     """tfdde's DDE of all noise levels, normalised by the ladder.
 
     The budget is for training; the ladder takes ``log_z_seconds`` more.  With ``log_z_inside``

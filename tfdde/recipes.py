@@ -27,15 +27,15 @@ BASES = {"gaussian": 1, "mixture": 32}  # the most components of each
 EPOCH_STEPS = 50  # at least, between two validations
 STEPS_PER_CALL = 10  # of one compiled call, if they divide those of an epoch
 VALIDATION_ROWS = 4_096  # noisy ones; few rows are repeated, each time with other noise
-CONTRAST_WEIGHT = 3.5  # of samples of its own, in tables of few rows and many columns
+CONTRAST_WEIGHT = 3.5  # for few rows of many columns
 FEW_ROWS, SOME_COLUMNS = 5_000, 4
 ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
 
 
-def check_base(base: str) -> None:
+def check_base(base: str | None) -> None:
     """Raise a ValueError unless ``table_density`` knows this ``base``."""
-    if base not in BASES:
-        raise ValueError(f"`base` must be 'gaussian' or 'mixture', got {base!r}.")
+    if base is not None and base not in BASES:
+        raise ValueError(f"`base` must be 'gaussian', 'mixture' or None, got {base!r}.")
 
 
 def table_density(
@@ -46,7 +46,7 @@ def table_density(
     normalization: keras.layers.Normalization | Schema | None = None,
     seed: int | None = None,
     sample_weight: Any = None,
-    base: str = "gaussian",
+    base: str | None = None,
     contrast_weight: float | None = None,
 ) -> DDE:
     """Return the density that the benchmarks found best for tables.
@@ -70,11 +70,12 @@ def table_density(
         seed: of noise and order of the rows; the network's weights are drawn by
             ``keras.utils.set_random_seed``.
         sample_weight: of the rows, shape (rows,), as ``DDE.fit`` takes them.
-        base: what the network corrects: one "gaussian", or a "mixture" of at most 16 Gaussians
-            with a covariance each, if so many suffice for the rows
-            (``tfdde.networks.full_mixture``).
-        contrast_weight: of ``DDE``; None: 3.5 for fewer than 5,000 rows of 4 to 100 columns, where
-            log Z may otherwise not be trusted at low noise, and 0 for others.
+        base: what the network corrects: one "gaussian", or a "mixture" of at most 32 Gaussians
+            with a covariance each, if held-out rows are likelier by it
+            (``tfdde.networks.full_mixture``). None: the mixture for few rows of many columns,
+            fewer than 5,000 of 4 to 100, with ``LogUniform`` noise, and one Gaussian for others.
+        contrast_weight: of ``DDE``; None: 3.5 for few rows of many columns, where log Z may
+            otherwise not be trusted at low noise, and 0 for others.
 
     Returns:
         A ``DDE`` that is not compiled yet.
@@ -88,11 +89,11 @@ def table_density(
     weights = check_weights(sample_weight, len(x))
     n, levels = x.shape[1], isinstance(noise, LogUniform)
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
-    of_rows = GaussianBase(n, most_components=BASES[base])
     rows = len(x) if weights is None else np.count_nonzero(weights)
+    few = levels and rows < FEW_ROWS and SOME_COLUMNS <= n <= MOST_ENTRIES
+    of_rows = GaussianBase(n, most_components=BASES[base or ("mixture" if few else "gaussian")])
     if contrast_weight is None:
-        contrasted = levels and rows < FEW_ROWS and SOME_COLUMNS <= n <= MOST_ENTRIES
-        contrast_weight = CONTRAST_WEIGHT if contrasted else 0.0
+        contrast_weight = CONTRAST_WEIGHT if few else 0.0
     dde = DDE(
         network,
         noise,

@@ -70,8 +70,8 @@ def parse(argv):
     add, count, number = parser.add_argument, runs.positive_int, runs.positive_float
     add("--width", type=count, help="units of a layer")
     add("--depth", type=count, help="residual layers")
-    text = "what the network corrects: one Gaussian (the default), or a mixture of several"
-    add("--base", choices=[*recipes.BASES], default="gaussian", help=text)
+    text = "what the network corrects, one Gaussian or several (None: several for few rows)"
+    add("--base", choices=[*recipes.BASES], help=text)
     add("--sigma", type=number, help="lowest noise level")
     add("--sigma-max", type=number, help="highest noise level")
     add("--batch-size", type=count, help="rows a step")

@@ -54,8 +54,9 @@ def log_density(x, weights, means, covariances, sigma):
 
 def moments(mixture):
     """Means and covariances of a fitted mixture, in the coordinates of the rows."""
-    means = mixture.centre + np.einsum("kij,kj->ki", mixture.axes, mixture.means)
-    covariances = [(a * v) @ a.T for a, v in zip(mixture.axes, mixture.variances, strict=True)]
+    axes = np.broadcast_to(mixture.axes, (len(mixture.weights), *mixture.axes.shape[-2:]))
+    means = mixture.centre + np.einsum("kij,kj->ki", axes, mixture.means)
+    covariances = [(a * v) @ a.T for a, v in zip(axes, mixture.variances, strict=True)]
     return means, covariances
 
 
@@ -77,27 +78,31 @@ def test_it_finds_an_exact_mixture(n):
     assert -0.005 < gap < 0.03
 
 
-def test_the_em_algorithm_is_that_of_scikit_learn(monkeypatch):
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_em_algorithm_is_that_of_scikit_learn(monkeypatch, diagonal):
     """Step by step, in float64; their covariances have 1e-6 more in the diagonal."""
     monkeypatch.setattr(full_mixture, "ENOUGH", -np.inf)  # all steps
     rows = noisy(Exact(3).sample(4_000, 1), SIGMA, 2).astype(np.float64)
     labels = np.argsort(np.argsort(rows[:, 0])) // 1_000  # quarters by the first column
     shares = np.eye(4)[labels]
-    mixture, value = full_mixture.fit(rows, np.ones(len(rows)), shares, 0.0, steps=20)
+    mixture, value = full_mixture.fit(rows, np.ones(len(rows)), shares, 0.0, 20, diagonal)
+    widths = [np.cov(rows[labels == k].T, bias=True) for k in range(4)]
     theirs = GaussianMixture(
         4,
+        covariance_type="diag" if diagonal else "full",
         max_iter=19,
         tol=0,
         weights_init=shares.mean(axis=0),
         means_init=[rows[labels == k].mean(axis=0) for k in range(4)],
-        precisions_init=[np.linalg.inv(np.cov(rows[labels == k].T, bias=True)) for k in range(4)],
+        precisions_init=[1 / np.diag(c) if diagonal else np.linalg.inv(c) for c in widths],
     )
     with pytest.warns(UserWarning, match="did not converge"):
         theirs.fit(rows)
     assert value == pytest.approx(theirs.score(rows), abs=1e-4)
     means, covariances = moments(mixture)
     np.testing.assert_allclose(means, theirs.means_, atol=1e-3)
-    np.testing.assert_allclose(covariances, theirs.covariances_, atol=1e-3)
+    expected = [np.diag(c) if diagonal else c for c in theirs.covariances_]
+    np.testing.assert_allclose(covariances, expected, atol=1e-3)
 
 
 def test_one_gaussian_stays_one():
@@ -154,11 +159,50 @@ def test_weights_count_rows():
     assert full_mixture.fit_if_it_suffices(x, SIGMA, 8, none) is None  # one Gaussian is left
 
 
-def test_few_rows_have_one_gaussian():
-    x = Exact(2).sample(1_000, 1)
-    assert len(full_mixture.fit_if_it_suffices(x, SIGMA, most=32).weights) == 4
-    for few in (100, 20, 2):  # four fifths train, and each component needs 30 of them
-        assert full_mixture.fit_if_it_suffices(x[:few], SIGMA, most=32) is None
+def test_few_rows_choose_the_likeliest_mixture():
+    """None, or one that is likelier for fresh rows than one Gaussian, though not the truth."""
+    exact, fresh = Exact(2), noisy(Exact(2).sample(5_000, 5), SIGMA, 6)
+    assert len(full_mixture.fit_if_it_suffices(exact.sample(1_000, 1), SIGMA, 32).weights) == 4
+    for seed in range(5):
+        x = exact.sample(150, seed)
+        mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=32)
+        assert len(mixture.weights) <= 8  # 120 rows train, and each component needs 16
+        covariance = np.cov(x.T) + SIGMA**2 * np.eye(2)
+        one = multivariate_normal(x.mean(axis=0), covariance).logpdf(fresh).mean()
+        found = mixture.log_density(fresh, SIGMA).mean()
+        assert one + 0.3 < found < exact.log_density(fresh, SIGMA).mean()
+    for few in (99, 20, 2):  # too few are held out
+        assert full_mixture.fit_if_it_suffices(exact.sample(few, 1), SIGMA, most=32) is None
+
+
+def independent(n=20, rows=900):
+    """Rows of four groups, whose columns are independent in each."""
+    rng = np.random.default_rng(0)
+    means, widths = rng.normal(0, 1.5, (4, n)), rng.uniform(0.2, 1.5, (4, n))
+    group = rng.integers(4, size=rows)
+    return (means[group] + widths[group] * rng.standard_normal((rows, n))).astype("f4")
+
+
+def test_few_rows_may_have_independent_columns_in_each_component():
+    """A covariance of 20 columns has 210 numbers: too many for so few rows."""
+    x = independent()
+    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=32)
+    assert mixture.axes.shape == (20, 20) and len(mixture.weights) in (4, 8)
+    base = tfdde.GaussianBase(20, most_components=32)
+    base.adapt(x, sigma=SIGMA)
+    assert base.shared_axes and not base.heavy_tailed
+    for sigma in (0.2, 1.0, 8.0):
+        y = noisy(x[:200], sigma, 2)
+        expected = log_density(y, mixture.weights, *moments(mixture), sigma)
+        one = base(tf.constant(y), tf.constant(sigma))
+        each = base(tf.constant(y), tf.fill((len(y),), sigma))
+        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=2e-3)
+        np.testing.assert_allclose(each, expected, rtol=1e-4, atol=2e-3)
+    copied = copy_of(base)
+    assert copied.kind == base.kind
+    np.testing.assert_array_equal(
+        copied(tf.constant(x), tf.constant(0.5)), base(tf.constant(x), tf.constant(0.5))
+    )
 
 
 def test_rows_that_no_few_gaussians_suffice_for_have_one():
@@ -180,7 +224,7 @@ def test_bad_numbers_of_components(name):
         tfdde.GaussianBase(2, **{name: 0})
     with pytest.raises(ValueError, match="`sigma` must be a finite number > 0, got -0.1"):
         tfdde.GaussianBase(2).adapt(np.eye(2), sigma=-0.1)
-    with pytest.raises(ValueError, match="`base` must be 'gaussian' or 'mixture', got 'mixed'"):
+    with pytest.raises(ValueError, match="`base` must be 'gaussian', 'mixture' or None, got 'mixed'"):
         tfdde.recipes.table_density(np.zeros((9, 2)), tfdde.LogUniform(0.2, 8.0), base="mixed")
 
 
@@ -190,6 +234,14 @@ def density(noise, n=2, weight=0.01):
     network.set_weights([w + weight for w in network.get_weights()])
     base = tfdde.GaussianBase(n, most_components=8)
     return tfdde.DDE(network, noise, base, seed=0)
+
+
+def test_a_base_of_independent_columns_is_followed_and_loaded(tmp_path):
+    dde, fresh = (density(tfdde.LogUniform(SIGMA, 8.0), 20) for _ in range(2))
+    dde.compile()
+    dde.fit(independent()[:64], verbose=0)
+    for other in adapted_and_loaded(dde, fresh, independent(), SIGMA, tmp_path):
+        assert other.base.kind == dde.base.kind and other.base.shared_axes
 
 
 def test_what_was_traced_before_follows_the_base(tmp_path):
@@ -246,10 +298,12 @@ def test_log_z_of_an_exact_mixture_is_zero(n):
     assert abs(found.value) < 3 * found.standard_error + 0.01
 
 
-def test_all_artifacts_have_the_mixture_and_its_gradient(tmp_path):
-    x = Exact(2).sample(2_000, 1)
-    dde = density(tfdde.LogUniform(SIGMA, 8.0))
+@pytest.mark.parametrize("n", [2, 20])
+def test_all_artifacts_have_the_mixture_and_its_gradient(tmp_path, n):
+    x = Exact(2).sample(2_000, 1) if n == 2 else independent()
+    dde = density(tfdde.LogUniform(SIGMA, 8.0), n)
     dde.adapt(x)
+    assert dde.base.shared_axes == (n == 20)
     dde.partition = tfdde.LogPartition.around(0.5, 0.01, 900.0, "ladder", SIGMA)
     for path, export in (
         ("d.tflite", serving.export_tflite),

@@ -177,7 +177,7 @@ class NormalizedDensity(SmoothedDensity):
 
     def _parts_in_traces(self) -> tuple[Any, ...]:
         """What changes the functions themselves, not only the numbers in their variables."""
-        return self.base and (self.base.heavy_tailed, self.base.components), self.caps
+        return self.base and self.base.kind, self.caps
 
     def _follow_parts(self) -> None:
         """Trace all functions anew if the kind of base, or the caps, have changed since."""

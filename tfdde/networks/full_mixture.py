@@ -1,4 +1,4 @@
-"""Fit a mixture of Gaussians with full covariances to blurred rows, in NumPy.
+"""Fit a mixture of Gaussians with a covariance each to blurred rows, in NumPy.
 
 On rows that lie in clusters it finds in seconds what a network that corrects one Gaussian takes
 long to find. The density of rows plus noise of N(0, sigma**2 I) is fitted, so no component is
@@ -25,7 +25,10 @@ from scipy.cluster.vq import kmeans2
 from scipy.special import logsumexp
 
 ROWS, ALL = 20_000, 60_000  # that numbers of components are compared on, and of the last steps
-ROWS_PER_COLUMN = 10  # of each component, at least
+ROWS_PER_COLUMN = 10  # of each component, at least, if there are many rows
+# With fewer rows, which a network would soon know by heart, held-out rows choose among all numbers
+# of components with so many rows each, and a gain must exceed so many standard errors.
+FEW, ROWS_EACH, LEAST_HELD_OUT, ERRORS = 5_000, 16, 20, 2.0
 # Twice the components are better if held-out rows gain so many nats each, and such a share of what
 # they have gained on one Gaussian.
 GAIN, SHARE = 0.02, 0.02
@@ -40,7 +43,7 @@ class FullMixture(NamedTuple):
 
     Attributes:
         centre: mean of the rows, (n,).
-        axes: orthonormal columns for each component, (components, n, n).
+        axes: orthonormal columns for each component, (components, n, n), or those of all, (n, n).
         weights: (components,).
         means: relative to the centre, along the axes of the component, (components, n).
         variances: along the axes of the component, (components, n).
@@ -61,7 +64,8 @@ class FullMixture(NamedTuple):
             (k, components), float64.
         """
         widths = self.variances + sigma**2
-        scaled = self.axes / np.sqrt(widths)[:, None, :]
+        scaled = np.broadcast_to(self.axes, (len(widths), *self.axes.shape[-2:]))
+        scaled = scaled / np.sqrt(widths)[:, None, :]
         shifts = self.means / np.sqrt(widths)
         logs = np.log(self.weights) - 0.5 * np.log(2 * math.pi * widths).sum(axis=1)
         y, parts = rows - self.centre.astype(rows.dtype), np.empty((len(rows), len(logs)))
@@ -76,7 +80,12 @@ class FullMixture(NamedTuple):
 
 
 def from_shares(
-    rows: np.ndarray, shares: np.ndarray, centre: np.ndarray, sigma: float, least: float
+    rows: np.ndarray,
+    shares: np.ndarray,
+    centre: np.ndarray,
+    sigma: float,
+    least: float,
+    diagonal: bool = False,
 ) -> FullMixture:
     """The likeliest components of blurred rows, given their shares of each row.
 
@@ -86,10 +95,17 @@ def from_shares(
         centre: (n,).
         sigma: level of the noise; a component's variances with it are at least its square.
         least: variance that a component has at least, with the noise.
+        diagonal: whether the columns are independent in each component.
     """
     sums = shares.sum(axis=0) + 1e-9
     y = rows - centre.astype(rows.dtype)
     means = (shares.T.astype(y.dtype) @ y) / sums[:, None]
+    if diagonal:
+        squares = [
+            s @ np.square(y - m.astype(y.dtype)) for s, m in zip(shares.T, means, strict=True)
+        ]
+        widths = np.maximum(np.array(squares) / sums[:, None], least) - sigma**2
+        return FullMixture(centre, np.eye(len(centre)), sums / sums.sum(), means, widths)
     axes, variances = [], []
     for k, mean in enumerate(means):
         far = (y - mean.astype(y.dtype)) * np.sqrt(shares[:, k])[:, None].astype(y.dtype)
@@ -101,7 +117,12 @@ def from_shares(
 
 
 def fit(
-    rows: np.ndarray, weights: np.ndarray, shares: np.ndarray, sigma: float, steps: int
+    rows: np.ndarray,
+    weights: np.ndarray,
+    shares: np.ndarray,
+    sigma: float,
+    steps: int,
+    diagonal: bool = False,
 ) -> tuple[FullMixture, float]:
     """Run the EM algorithm.
 
@@ -111,6 +132,7 @@ def fit(
         shares: of the components in each row, to start at, (rows, components).
         sigma: noise level.
         steps: at most.
+        diagonal: whether the columns are independent in each component.
 
     Returns:
         The mixture without the noise, and the log-likelihood of the rows with it, in nats per row.
@@ -120,7 +142,8 @@ def fit(
     least = max(sigma**2, LEAST_VARIANCE * spread)
     value = -math.inf
     for _ in range(steps):
-        mixture = from_shares(rows, shares * weights[:, None], centre, sigma, least)
+        weighted = shares * weights[:, None]
+        mixture = from_shares(rows, weighted, centre, sigma, least, diagonal)
         parts = mixture.log_parts(rows, sigma)
         total = logsumexp(parts, axis=1)
         last, value = value, float(np.average(total, weights=weights))
@@ -150,6 +173,9 @@ def fit_if_it_suffices(
     something curved. One Gaussian is then the better start for a network, which first has to undo
     the bends of a mixture that only comes near.
 
+    Fewer than 5,000 rows teach a network little more. Of these, also the mixtures are fitted whose
+    components have independent columns, and the held-out rows choose the likeliest of all.
+
     The EM algorithm starts at clusters by k-means++ (Arthur & Vassilvitskii 2007), and the chosen
     mixture goes on with all rows. All rows have noise.
 
@@ -160,32 +186,75 @@ def fit_if_it_suffices(
         weights: of the rows, (rows,), not negative; None: all alike.
 
     Returns:
-        The mixture without the noise, of fewer than ``most`` components; or None if one Gaussian
-        is as good, or no number of components is enough.
+        The mixture without the noise; or None if one Gaussian is as good, or if, of many rows, no
+        number of components is enough.
     """
     rng = np.random.default_rng(0)
     weights = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
     order = rng.permutation(np.flatnonzero(weights > 0))[:ALL]
     rows, weights = rows[order].astype(np.float32), weights[order] / weights[order].mean()
     rows = rows + np.float32(sigma) * rng.standard_normal(rows.shape, np.float32)
-    few = min(len(rows), ROWS)
-    first = few // 5
-    held_out, training = (rows[:first], weights[:first]), (rows[first:few], weights[first:few])
-    most = min(most, len(training[0]) // (ROWS_PER_COLUMN * (rows.shape[1] + 1)))
-    best, values, count, suffices = None, list[float](), 1, False
-    while count <= most and not suffices:
-        shares = np.ones((len(training[0]), 1))
-        if count > 1:
-            shares = np.eye(count)[_clusters(training[0], count, rng)]
-        mixture, _ = fit(*training, shares, sigma, STEPS)
-        likelihood = np.average(mixture.log_density(held_out[0], sigma), weights=held_out[1])
-        gained = values[-1] - values[0] if values else 0.0
-        suffices = bool(values) and likelihood < values[-1] + max(GAIN, SHARE * gained)
-        if not suffices:
-            best, count = mixture, 2 * count
-            values.append(float(likelihood))
-    if not suffices or best is None or len(best.weights) == 1:
+    first = min(len(rows), ROWS) // 5
+    held_out = rows[:first], weights[:first]
+    training = rows[first:ROWS], weights[first:ROWS]
+    choose = _likeliest if len(rows) < FEW else _sufficient
+    best, diagonal = choose(training, held_out, sigma, most, rng)
+    if best is None:
         return None
     parts = best.log_parts(rows, sigma)
     shares = np.exp(parts - logsumexp(parts, axis=1, keepdims=True))
-    return fit(rows, weights, shares, sigma, LAST)[0]
+    return fit(rows, weights, shares, sigma, LAST, diagonal)[0]
+
+
+Weighted = tuple[np.ndarray, np.ndarray]  # rows and their weights
+Choice = tuple[FullMixture | None, bool]  # a mixture, and whether its columns are independent
+
+
+def _started(
+    training: Weighted, count: int, sigma: float, rng: np.random.Generator, diagonal: bool = False
+) -> FullMixture:
+    """A mixture of so many components, from the best of several k-means."""
+    shares = np.ones((len(training[0]), 1))
+    if count > 1:
+        shares = np.eye(count)[_clusters(training[0], count, rng)]
+    return fit(*training, shares, sigma, STEPS, diagonal)[0]
+
+
+def _sufficient(
+    training: Weighted, held_out: Weighted, sigma: float, most: int, rng: np.random.Generator
+) -> Choice:
+    """The last number of components with a clear gain, if the next has none."""
+    most = min(most, len(training[0]) // (ROWS_PER_COLUMN * (training[0].shape[1] + 1)))
+    best, values, count = None, list[float](), 1
+    while count <= most:
+        mixture = _started(training, count, sigma, rng)
+        likelihood = np.average(mixture.log_density(held_out[0], sigma), weights=held_out[1])
+        gained = values[-1] - values[0] if values else 0.0
+        if values and likelihood < values[-1] + max(GAIN, SHARE * gained):
+            return (best if count > 2 else None), False
+        best, count = mixture, 2 * count
+        values.append(float(likelihood))
+    return None, False
+
+
+def _likeliest(
+    training: Weighted, held_out: Weighted, sigma: float, most: int, rng: np.random.Generator
+) -> Choice:
+    """The mixture of the likeliest held-out rows, if they are clearly likelier than by one."""
+    best: Choice = None, False
+    if len(held_out[0]) < LEAST_HELD_OUT:
+        return best
+    most = min(most, len(training[0]) // ROWS_EACH)
+    one = _started(training, 1, sigma, rng).log_density(held_out[0], sigma)
+    most_gained = 0.0
+    for diagonal in (False, True):
+        count, falls, last = 2, 0, -math.inf
+        while count <= most and falls < 2:
+            mixture = _started(training, count, sigma, rng, diagonal)
+            gains = mixture.log_density(held_out[0], sigma) - one
+            gain = float(np.average(gains, weights=held_out[1]))
+            least = max(GAIN, ERRORS * float(gains.std()) / math.sqrt(len(gains)))
+            if gain > max(least, most_gained):
+                best, most_gained = (mixture, diagonal), gain
+            falls, last, count = (falls + 1 if gain < last else 0), gain, 2 * count
+    return best

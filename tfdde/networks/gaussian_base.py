@@ -65,10 +65,12 @@ class GaussianBase(keras.layers.Layer):
         most_components: to try in a mixture with a covariance each; each takes n**2 numbers.
         components: create the variables of that mixture, for loading from files; ``adapt``
             decides on its own.
+        shared_axes: the same for a mixture whose components have independent columns.
 
     Attributes:
         heavy_tailed: whether the base is the mixture for heavy tails.
         components: Gaussians of the mixture in use, 1 if there is none.
+        shared_axes: whether its components have the same axes.
 
     Raises:
         ValueError: a number of components is not a positive integer.
@@ -80,6 +82,7 @@ class GaussianBase(keras.layers.Layer):
         heavy_tailed: bool = False,
         most_components: int = 1,
         components: int = 1,
+        shared_axes: bool = False,
         **kwargs: Any,
     ):
         super().__init__(trainable=False, dtype="float32", **kwargs)  # whatever the policy
@@ -94,7 +97,7 @@ class GaussianBase(keras.layers.Layer):
         if heavy_tailed:
             self._add_mixture(COMPONENTS, heavy_tailed=True)
         elif check_integer(components, "components") > 1:
-            self._add_mixture(components)
+            self._add_mixture(components, shared_axes=shared_axes)
         self.built = True
 
     @property
@@ -105,9 +108,21 @@ class GaussianBase(keras.layers.Layer):
     def components(self) -> int:
         return int(self._mixture["weights"].shape[0]) if self._mixture else 1
 
-    def _add_mixture(self, components: int, heavy_tailed: bool = False) -> None:
+    @property
+    def shared_axes(self) -> bool:
+        return bool(self._mixture) and len(self._mixture["mixture_axes"].shape) == 2
+
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        """What its functions depend on, apart from numbers in variables."""
+        return self.components, self.heavy_tailed, self.shared_axes
+
+    def _add_mixture(
+        self, components: int, heavy_tailed: bool = False, shared_axes: bool = False
+    ) -> None:
         """Create the variables of a mixture, unless they are there."""
-        if (components, heavy_tailed) == (self.components, self.heavy_tailed):
+        shared_axes = shared_axes or heavy_tailed
+        if (components, heavy_tailed, shared_axes) == self.kind:
             return
         self._drop_mixture()
         n, k = math.prod(self.row_shape), components
@@ -116,7 +131,7 @@ class GaussianBase(keras.layers.Layer):
         shapes = {
             "centre": (n,),
             **for_tails,
-            "mixture_axes": (n, n) if heavy_tailed else (k, n, n),
+            "mixture_axes": (n, n) if shared_axes else (k, n, n),
             "weights": (k,),
             "component_means": (k, n),
             "component_variances": (k, n),
@@ -161,7 +176,7 @@ class GaussianBase(keras.layers.Layer):
         elif self.most_components > 1:
             mixture = full = fit_if_it_suffices(rows, sigma, self.most_components, weights)
             if full is not None:
-                self._add_mixture(len(full.weights))
+                self._add_mixture(len(full.weights), shared_axes=full.axes.ndim == 2)
         if mixture is None:
             self._drop_mixture()
             return
@@ -206,7 +221,7 @@ class GaussianBase(keras.layers.Layer):
         )
         k, n = means.shape
         # The axes of all components side by side, (n, k * n), or the (n, n) that they share.
-        if not self.heavy_tailed:
+        if not self.shared_axes:
             axes = tf.reshape(tf.transpose(axes, (1, 0, 2)), (n, k * n))
         x = tf.nn.bias_add(x, -centre)
         if sigma.shape.rank:
@@ -215,7 +230,7 @@ class GaussianBase(keras.layers.Layer):
             square = tf.reduce_sum(tf.square(u - means) / widths, axis=-1)
             logs = tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), axis=-1)
             return log_sum_exp(tf.math.log(weights) - 0.5 * (square + logs))[:, 0]
-        if self.heavy_tailed:
+        if self.shared_axes:
             axes = tf.tile(axes, (1, k))
         widths = variances + tf.square(sigma)  # (k, n)
         # (u - means) / widths**0.5 of all components as one product and a bias.
@@ -244,7 +259,7 @@ class GaussianBase(keras.layers.Layer):
             weights = self._mixture["weights"].numpy().astype(np.float64)
             picked = rng.choice(len(weights), count, p=weights / weights.sum())
             means, variances = means[picked], variances[picked]
-            axes = axes if self.heavy_tailed else axes[picked]
+            axes = axes if self.shared_axes else axes[picked]
         u = means + np.sqrt(variances + sigma**2) * rng.standard_normal((count, len(centre)))
         rows = u @ axes.T if axes.ndim == 2 else np.einsum("ij,ikj->ik", u, axes)
         return (centre + rows).astype(np.float32)
@@ -284,7 +299,8 @@ class GaussianBase(keras.layers.Layer):
         count = len(store.keys())
         if count > len(values):
             components = len(store[str(count - 1)])  # rows of the last, the variances
-            self._add_mixture(components, heavy_tailed=count == FOR_TAILS)
+            shared = len(store[str(count - 4)].shape) == 2
+            self._add_mixture(components, heavy_tailed=count == FOR_TAILS, shared_axes=shared)
             values += list(self._mixture.values())
         else:
             self._drop_mixture()
@@ -299,4 +315,6 @@ class GaussianBase(keras.layers.Layer):
             config["most_components"] = self.most_components
         if self._mixture and not self.heavy_tailed:
             config["components"] = self.components
+            if self.shared_axes:
+                config["shared_axes"] = True
         return config
