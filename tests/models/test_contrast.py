@@ -30,8 +30,7 @@ def rows(count=300):
 
 
 def draw(dde, iteration=contrast.STEPS):
-    parts = dde.evaluator, dde._correction_evaluator, dde.network, dde.base
-    dde.own_samples.draw(*parts, seed=0, iteration=iteration)
+    dde.own_samples.draw(dde, iteration)
     return dde.own_samples
 
 
@@ -66,6 +65,11 @@ def test_samples_follow_the_mass_of_the_density():
     dde = density(contrast_weight=1.0)
     dde.correction = lambda x, sigma, network=None: tf.linalg.matvec(x, tilt)
     own = draw(dde)
+    np.testing.assert_allclose(
+        own.corrections.numpy() + np.repeat(own.log_z.numpy(), contrast.SAMPLES),
+        own.samples.numpy() @ tilt,
+        atol=2e-4,
+    )
     mean, covariance = rows().mean(axis=0), np.cov(rows().T, bias=True)
     for k in (0, len(own.levels) - 1):
         exact = covariance + own.levels[k] ** 2 * np.eye(N)

@@ -229,7 +229,9 @@ def test_bad_numbers_of_components(name):
         tfdde.GaussianBase(2, **{name: 0})
     with pytest.raises(ValueError, match="`sigma` must be a finite number > 0, got -0.1"):
         tfdde.GaussianBase(2).adapt(np.eye(2), sigma=-0.1)
-    with pytest.raises(ValueError, match="`base` must be 'gaussian', 'mixture' or None, got 'mixed'"):
+    with pytest.raises(
+        ValueError, match="`base` must be 'gaussian', 'mixture' or None, got 'mixed'"
+    ):
         tfdde.recipes.table_density(np.zeros((9, 2)), tfdde.LogUniform(0.2, 8.0), base="mixed")
 
 

@@ -10,24 +10,38 @@ the model's earlier self as the noise: Gutmann & Hyvarinen 2012; Goodfellow 2014
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdde.losses import log_ratio_loss, per_row
 from tfdde.noise import LogUniform
 from tfdde.partition.descent import descend
-from tfdde.partition.evaluator import Evaluator
 from tfdde.partition.ladder import ladder_levels
 from tfdde.utils.random import Purpose, key
 
 if TYPE_CHECKING:
-    from tfdde.networks.gaussian_base import GaussianBase
+    from tfdde.models.normalized_density import NormalizedDensity
 
 SAMPLES = 1_000  # at each level
 STEPS = 75  # of training, after which new samples are drawn
 SAVED = ("samples", "corrections", "log_z", "trained", "drawn_at")
+
+
+class Drawn(NamedTuple):
+    """Some of a density's own samples.
+
+    Attributes:
+        rows: (count, n).
+        sigma: their noise levels, (count,).
+        corrections: what the former network adds to the base there, less log Z, (count,).
+    """
+
+    rows: tf.Tensor
+    sigma: tf.Tensor
+    corrections: tf.Tensor
 
 
 class OwnSamples:
@@ -66,56 +80,70 @@ class OwnSamples:
         drawn = int(self.drawn_at.numpy())
         return drawn < 0 or iteration - drawn >= STEPS
 
-    def draw(
-        self,
-        evaluate: Evaluator,
-        correction: Evaluator,
-        network: keras.Model,
-        base: GaussianBase,
-        seed: int,
-        iteration: int,
-    ) -> None:
+    def draw(self, dde: NormalizedDensity, iteration: int) -> None:
         """Draw samples of the present density by annealing through its levels.
 
-        If it is not finite somewhere on the way, the former samples stay.
+        If s is not finite somewhere on the way, the former samples stay.
 
         Args:
-            evaluate: s.
-            correction: what ``network`` adds to ``base``.
-            network: of the density.
-            base: of the density.
-            seed, iteration: of the samples.
+            dde: the density.
+            iteration: number of its training steps, which with its seed fixes the samples.
         """
-        rng = np.random.default_rng([seed, Purpose.OWN_SAMPLES, iteration])
+        base, evaluate = dde.base, dde.evaluator
+        assert base is not None  # there always is one with many levels
+        rng = np.random.default_rng([dde.seed, Purpose.OWN_SAMPLES, iteration])
         self.drawn_at.assign(iteration)
         if iteration < STEPS:  # s is hardly more than the base
             parts = [base.sample(SAMPLES, float(sigma), rng) for sigma in self.levels]
             self.samples.assign(np.concatenate(parts))
             return
-        top = float(self.levels[-1])
-        y = base.sample(SAMPLES, top, rng)
-        log_base = evaluate(y, top) - correction(y, top)
-        moves = evaluate.moves
+
+        def log_base(y: np.ndarray, sigma: float) -> np.ndarray:
+            rows = tf.reshape(y, (-1, *dde.data_shape))
+            return base(rows, tf.constant(sigma, tf.float32)).numpy().astype(float)
 
         def moved(
             y: np.ndarray, sigma: float, rng: np.random.Generator
         ) -> tuple[np.ndarray, np.ndarray]:
-            return moves.with_values(y, sigma, sigma, 1, int(rng.integers(2**31)))
+            return evaluate.moves.with_values(y, sigma, sigma, 1, int(rng.integers(2**31)))
 
-        reached = list(descend(evaluate, y, log_base, self.levels[::-1], moved, rng))[::-1]
+        top = float(self.levels[-1])
+        y = base.sample(SAMPLES, top, rng)
+        way = descend(evaluate, y, log_base(y, top), self.levels[::-1], moved, rng)
+        reached = list(way)[::-1]
         if len(reached) < len(self.levels) or not np.isfinite([r.value for r in reached]).all():
             return
-        self.network.set_weights(network.get_weights())
+        self.network.set_weights(dde.network.get_weights())
         self.samples.assign(np.concatenate([r.y for r in reached]))
-        added = [correction(r.y, r.sigma) - r.value for r in reached]
+        added = [r.s - log_base(r.y, r.sigma) - r.value for r in reached]
         self.corrections.assign(np.concatenate(added))
         self.log_z.assign([r.value for r in reached])
         self.trained.assign(1.0)
 
-    def take(
-        self, count: tf.Tensor, seed: int, iteration: Any
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Samples in random order: rows (count, n), their levels and corrections, (count,)."""
+    def losses(
+        self, dde: NormalizedDensity, x: tf.Tensor, epsilon: tf.Tensor, sigma: tf.Tensor, own: Drawn
+    ) -> tf.Tensor:
+        """Logistic regression that tells noisy rows from the samples: 1 where a coin tells as much.
+
+        Args:
+            dde: the density.
+            x, epsilon: rows and standard normal noise, (batch, *shape).
+            sigma: noise levels, (batch,).
+            own: as many samples, by ``take``.
+
+        Returns:
+            For each row the mean of its loss and that of a sample, (batch,).
+        """
+        y = x + per_row(sigma, x) * epsilon
+        former = self.trained * dde.correction(y, sigma, network=self.network)
+        former = tf.concat([former - self.log_z_at(sigma), own.corrections], axis=0)
+        rows = tf.reshape(own.rows, (-1, *dde.data_shape))
+        both = tf.concat([y, rows], axis=0), tf.concat([sigma, own.sigma], axis=0)
+        log_ratio = former - dde.correction(*both)  # the base is in both and cancels
+        return 0.5 * tf.add_n(tf.split(log_ratio_loss(*tf.split(log_ratio, 2)), 2))
+
+    def take(self, count: tf.Tensor, seed: int, iteration: Any) -> Drawn:
+        """Samples in random order."""
         places = tf.random.stateless_uniform(
             (count,),
             key(seed, iteration, Purpose.OWN_SAMPLES),
@@ -124,7 +152,7 @@ class OwnSamples:
             tf.int32,
         )
         sigma = tf.gather(tf.constant(self.levels, tf.float32), places // SAMPLES)
-        return tf.gather(self.samples, places), sigma, tf.gather(self.corrections, places)
+        return Drawn(tf.gather(self.samples, places), sigma, tf.gather(self.corrections, places))
 
     def log_z_at(self, sigma: tf.Tensor) -> tf.Tensor:
         """Log Z of the former density between its levels, linear in log sigma: (rows,)."""
@@ -151,4 +179,6 @@ class DrawOwnSamples(keras.callbacks.Callback):
     """Draw samples of a density while it is trained, every ``STEPS`` steps; ``fit`` adds it."""
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.model.draw_own_samples()
+        iteration = int(self.model.optimizer.iterations.numpy())
+        if self.model.own_samples.due(iteration):
+            self.model.own_samples.draw(self.model, iteration)

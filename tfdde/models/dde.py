@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import keras
@@ -12,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde import optimizers
-from tfdde.losses import dde_loss, joint_loss, log_ratio_loss, per_row
-from tfdde.models.contrast import DrawOwnSamples, OwnSamples
+from tfdde.losses import dde_loss, joint_loss
+from tfdde.models.contrast import Drawn, DrawOwnSamples, OwnSamples
 from tfdde.models.normalized_density import NormalizedDensity
 from tfdde.models.trainer import (
     add_penalty,
@@ -26,7 +25,7 @@ from tfdde.models.trainer import (
 from tfdde.networks.fixed_condition import fix
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import Decay, LogUniform, Noise
-from tfdde.partition.evaluator import Evaluator, LogDensity
+from tfdde.partition.evaluator import LogDensity
 from tfdde.tables.schema import Schema
 from tfdde.utils import random
 from tfdde.utils.checks import check_integer
@@ -203,7 +202,6 @@ class DDE(NormalizedDensity):
 
     def _trace_anew(self) -> None:
         super()._trace_anew()
-        self.__dict__.pop("_correction_evaluator", None)
         if self.compiled:
             self._jit()
 
@@ -283,26 +281,19 @@ class DDE(NormalizedDensity):
         epsilon: tf.Tensor,
         sigma: tf.Tensor,
         total: tf.Tensor,
-        own: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        own: Drawn,
         weights: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The sum of the contrast's losses, and the gradient of its weighted share of the loss.
 
         Args:
             x, epsilon, sigma, total, weights: as for ``loss_and_gradients``, sigma (batch,).
-            own: samples, levels and corrections that ``OwnSamples.take`` returned.
+            own: as many samples, by ``OwnSamples.take``.
         """
         assert self.own_samples is not None
-        former = self.own_samples
-        y = x + per_row(sigma, x) * epsilon
-        own_y = tf.reshape(own[0], (-1, *self.data_shape))
-        reference = former.trained * self.correction(y, sigma, network=former.network)
-        reference = tf.concat([reference - former.log_z_at(sigma), own[2]], axis=0)
-        both = tf.concat([y, own_y], axis=0), tf.concat([sigma, own[1]], axis=0)
         n = float(math.prod(self.data_shape))
         with tf.GradientTape() as tape:
-            at_rows, at_samples = tf.split(reference - self.correction(*both), 2)
-            losses = 0.5 * tf.add_n(tf.split(log_ratio_loss(at_rows, at_samples), 2))
+            losses = self.own_samples.losses(self, x, epsilon, sigma, own)
             loss = tf.reduce_sum(losses if weights is None else losses * weights)
             scaled = self.contrast_weight / (n + self.time_weight) * loss / total
         return loss, tape.gradient(scaled, self.network.trainable_variables)
@@ -389,22 +380,8 @@ class DDE(NormalizedDensity):
     def metrics(self) -> list:
         return [self.loss_tracker, *[self.contrast_tracker] * bool(self.contrast_weight)]
 
-    # Samples of its own.
-
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         return [DrawOwnSamples()] if self.own_samples else []
-
-    @cached_property
-    def _correction_evaluator(self) -> Evaluator:
-        return Evaluator(self.correction, self.data_shape)
-
-    def draw_own_samples(self) -> None:
-        """Draw the samples that the contrast is with, if they are due; ``fit`` calls it."""
-        iteration = int(self.optimizer.iterations.numpy())
-        if self.own_samples is not None and self.own_samples.due(iteration):
-            assert self.base is not None
-            parts = self.evaluator, self._correction_evaluator, self.network, self.base
-            self.own_samples.draw(*parts, self.seed, iteration)
 
     def given(self, condition: Any) -> DDE:
         """The density at one condition: a ``DDE`` without conditions, with copies of all parts.

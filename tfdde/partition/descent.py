@@ -22,12 +22,14 @@ class Reached(NamedTuple):
             density, and NaN where s is not finite. Both end the way down.
         error: its standard error, at most about 1: then a single ancestor has all the weight.
         y: the samples after their moves at this level, float32 (samples, n).
+        s: of these, float64 (samples,).
     """
 
     sigma: float
     value: float
     error: float
     y: np.ndarray
+    s: np.ndarray
 
 
 def descend(
@@ -57,12 +59,13 @@ def descend(
     log_w, log_z = -log_first, 0.0
     ancestors = np.arange(samples)
     for sigma in sigmas:
-        log_w = log_w + evaluate(y, sigma)
+        s = evaluate(y, sigma)
+        log_w = log_w + s
         if np.isnan(log_w).any() or not log_w.max() < np.inf:
-            yield Reached(sigma, math.nan, math.nan, y)
+            yield Reached(sigma, math.nan, math.nan, y, s)
             return
         if log_w.max() == -np.inf:
-            yield Reached(sigma, -math.inf, 1.0, y)
+            yield Reached(sigma, -math.inf, 1.0, y, s)
             return
         log_sum = logsumexp(log_w)
         w = np.exp(log_w - log_sum)
@@ -73,6 +76,6 @@ def descend(
             picked = at_shares(w, (rng.random() + np.arange(samples)) / samples)
             y, ancestors = y[picked], ancestors[picked]
             log_w, log_z = np.zeros(samples), value
-        y, values = moved(y, float(sigma), rng)
-        log_w = log_w - values
-        yield Reached(sigma, value, error, y)
+        y, s = moved(y, float(sigma), rng)
+        log_w = log_w - s
+        yield Reached(sigma, value, error, y, s)

@@ -115,7 +115,7 @@ def annealing_from_above(
     moved = partial(_moved, evaluate, rows, moves)
     found: list[Level] = []
     way = descend(evaluate, y, first.log_density(y), sigmas[::-1], moved, rng)
-    for sigma, value, error, y in way:
+    for sigma, value, error, y, _ in way:
         if not math.isfinite(value):  # nothing is shown from here on
             found += [Level(value, error)] * (len(sigmas) - len(found))
             break
