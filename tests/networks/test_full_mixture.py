@@ -117,6 +117,15 @@ def test_one_gaussian_stays_one():
     np.testing.assert_array_equal(base(y, sigma), plain(y, sigma))
 
 
+def assert_base_is_the_mixture(base, mixture, x, sigma):
+    y = noisy(x[:200], sigma, 2)
+    expected = log_density(y, mixture.weights, *moments(mixture), sigma)
+    one = base(tf.constant(y), tf.constant(sigma))
+    each = base(tf.constant(y), tf.fill((len(y),), sigma))
+    np.testing.assert_allclose(one, expected, rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(each, expected, rtol=1e-4, atol=2e-3)
+
+
 @pytest.mark.parametrize("sigma", [0.2, 1.0, 8.0])
 def test_the_base_is_the_mixture_with_noise(sigma):
     x = Exact(3).sample(4_000, 1) + np.float32(100.0)
@@ -124,12 +133,7 @@ def test_the_base_is_the_mixture_with_noise(sigma):
     base.adapt(x, sigma=SIGMA)
     assert base.components == 4 and not base.heavy_tailed
     mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=8)
-    y = noisy(x[:200], sigma, 2)
-    expected = log_density(y, mixture.weights, *moments(mixture), sigma)
-    one = base(tf.constant(y), tf.constant(sigma))
-    each = base(tf.constant(y), tf.fill((len(y),), sigma))
-    np.testing.assert_allclose(one, expected, rtol=1e-4, atol=2e-3)
-    np.testing.assert_allclose(each, expected, rtol=1e-4, atol=2e-3)
+    assert_base_is_the_mixture(base, mixture, x, sigma)
 
 
 def test_no_component_is_narrower_than_the_noise():
@@ -197,12 +201,7 @@ def test_few_rows_may_have_independent_columns_in_each_component():
     base.adapt(x, sigma=SIGMA)
     assert base.shared_axes and not base.heavy_tailed
     for sigma in (0.2, 1.0, 8.0):
-        y = noisy(x[:200], sigma, 2)
-        expected = log_density(y, mixture.weights, *moments(mixture), sigma)
-        one = base(tf.constant(y), tf.constant(sigma))
-        each = base(tf.constant(y), tf.fill((len(y),), sigma))
-        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=2e-3)
-        np.testing.assert_allclose(each, expected, rtol=1e-4, atol=2e-3)
+        assert_base_is_the_mixture(base, mixture, x, sigma)
     copied = copy_of(base)
     assert copied.kind == base.kind
     np.testing.assert_array_equal(

@@ -158,6 +158,30 @@ def test_levels_near_one_that_misses_mass_are_doubted(monkeypatch):
     assert confirmed(given, None, data, sigmas) == given
 
 
+@pytest.mark.parametrize(
+    "levels, populations",
+    [
+        ([Level(0.0, 0.1), Level(0.0, 0.1)], 1),  # no excess
+        ([Level(0.0, 0.1), Level(0.3, 0.1)], 2),  # one that may be chance
+        ([Level(0.0, 0.1, 7.0), Level(0.0, 0.1)], 1),  # a bound that no other population changes
+        ([Level(0.0, 0.1, 7.0), Level(0.3, 0.1)], 2),
+    ],
+)
+def test_a_second_population_is_annealed_where_it_may_tell(monkeypatch, levels, populations):
+    calls = []
+
+    def annealing(*args, **kwargs):
+        calls.append(kwargs.get("population", 0))
+        return levels
+
+    monkeypatch.setattr(from_above, "annealing_from_above", annealing)
+    sigmas = np.array([0.1, 2.0])
+    given = [LogPartition.around(0.0, 0.03, 5_000, "ladder", k) for k in sigmas]
+    result = confirmed(given, None, np.zeros((5, N), "f4"), sigmas)
+    assert calls == list(range(populations))
+    assert [z.trusted for z in result] == [level.bound < 0 for level in levels]
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_s_without_a_finite_value_is_doubted(wrong):
     s = lambda x, sigma: tf.where(x[:, 0] > 1.0, np.float32(wrong), exact(ROWS)(x, sigma))  # noqa: E731

@@ -178,7 +178,8 @@ def confirmed(
 ) -> list[LogPartition]:
     """Return the estimates, with a ``doubt`` or a wider interval where annealing gives more.
 
-    Where it does, a second population is annealed, and the mean of both counts.
+    Where it does, a second population is annealed, and the mean of both counts, unless the bound
+    alone doubts all of them.
 
     Rows of up to 3 columns are left to ``far_field``, which is precise there, and rows of more
     than 100 entries to their cap (``DDE.cap_correction``): annealing hardly follows them.
@@ -199,7 +200,9 @@ def confirmed(
         return [with_excess(z, found[k]) for z, k in zip(estimates, places, strict=True)]
 
     result = compared()
-    if result != list(estimates):  # as chance alone makes it in a sixth of the cases
+    changed = [k for k, z in enumerate(estimates) if result[k] != z]
+    if not all(beyond_doubt(estimates[k], found[places[k]]) for k in changed):
+        # As chance alone makes it in a sixth of the cases.
         again = annealing_from_above(evaluate, data, sigmas, seed, population=1)
         found = [mean_of(*levels) for levels in zip(found, again, strict=True)]
         result = compared()
@@ -254,6 +257,11 @@ def near(estimate: LogPartition, sigma: float) -> LogPartition:
     return dataclasses.replace(estimate, doubt=doubt)
 
 
+def beyond_doubt(estimate: LogPartition, above: Level) -> bool:
+    """Whether the bound shows that the estimate misses mass."""
+    return above.bound - estimate.value > math.log(UNLIKELY)
+
+
 def with_excess(estimate: LogPartition, above: Level) -> LogPartition:
     """Widen the interval of an estimate that annealing from above exceeds, or doubt it.
 
@@ -274,7 +282,7 @@ def with_excess(estimate: LogPartition, above: Level) -> LogPartition:
         estimate: of log Z.
         above: what annealing finds at its level.
     """
-    if above.bound - estimate.value > math.log(UNLIKELY):
+    if beyond_doubt(estimate, above):
         doubt = (
             f"importance sampling near annealed samples gives {above.bound:.2f}, so its samples "
             "miss mass"
