@@ -78,8 +78,10 @@ def test_a_density_is_sampled_without_the_estimator(fitted):
     assert not np.array_equal(tfdde.sample_rows(fitted.dde_, rows, 500, seed=2), drawn)
     members = x["member"].to_numpy(float)
     weighted = tfdde.sample_rows(fitted.dde_, rows, 500, sample_weight=members, seed=1)
-    # The samples start at members only; some moves cross to the other value.
-    assert weighted[:, 1].mean() > drawn[:, 1].mean() + 0.25
+    others = tfdde.sample_rows(fitted.dde_, rows, 500, sample_weight=1.0 - members, seed=1)
+    # The samples start at members only, or at others only; some moves cross to the other value.
+    assert weighted[:, 1].mean() > drawn[:, 1].mean() + 0.15
+    assert weighted[:, 1].mean() > others[:, 1].mean() + 0.4
 
 
 def test_samples_of_an_exact_gaussian():

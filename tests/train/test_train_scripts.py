@@ -252,6 +252,7 @@ def test_presets_are_defaults_that_options_override(capsys, name):
     parse, folder = PARSERS[name], ROOT / "train" / "presets" / name
     presets = {p.stem: json.loads(p.read_text())["arguments"] for p in folder.glob("*.json")}
     unset = ("data", "data_dir", "columns", "missing", "dependent", "tails", "devices", "preset")
+    unset += ("base", "contrast_weight")
     for preset, defaults in presets.items():
         arguments = vars(parse([f"--preset={preset}"]))
         assert arguments.items() >= defaults.items()

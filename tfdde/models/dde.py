@@ -339,15 +339,11 @@ class DDE(NormalizedDensity):
         x = self.inside(x)
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
         sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Purpose.DENSITY_LEVEL)
-        contrast = self._contrast_and_gradients if self.own_samples else None
+        more: dict[str, Any] = {} if weights is None else {"weights": weights}
+        if self.own_samples is not None:
+            more["contrast_and_gradients"] = self._contrast_and_gradients
         loss, count = self.minimize(
-            self._loss_and_gradients,
-            x,
-            self.optimizer,
-            sigma,
-            *condition,
-            weights=weights,
-            contrast_and_gradients=contrast,
+            self._loss_and_gradients, x, self.optimizer, sigma, *condition, **more
         )
         update_mean(self.loss_tracker, loss, count)
         return {m.name: m.result() for m in self.metrics}
