@@ -34,12 +34,12 @@ class Drawn(NamedTuple):
     """Some of a density's own samples.
 
     Attributes:
-        rows: (count, n).
+        y: rows, (count, n).
         sigma: their noise levels, (count,).
         corrections: what the former network adds to the base there, less log Z, (count,).
     """
 
-    rows: tf.Tensor
+    y: tf.Tensor
     sigma: tf.Tensor
     corrections: tf.Tensor
 
@@ -137,7 +137,7 @@ class OwnSamples:
         y = x + per_row(sigma, x) * epsilon
         former = self.trained * dde.correction(y, sigma, network=self.network)
         former = tf.concat([former - self.log_z_at(sigma), own.corrections], axis=0)
-        rows = tf.reshape(own.rows, (-1, *dde.data_shape))
+        rows = tf.reshape(own.y, (-1, *dde.data_shape))
         both = tf.concat([y, rows], axis=0), tf.concat([sigma, own.sigma], axis=0)
         log_ratio = former - dde.correction(*both)  # the base is in both and cancels
         return 0.5 * tf.add_n(tf.split(log_ratio_loss(*tf.split(log_ratio, 2)), 2))
