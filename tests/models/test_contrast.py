@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 import tfdde
 from tfdde import networks
 from tfdde.models import contrast
+from tfdde.partition.evaluator import reference
 
 LEVELS = tfdde.LogUniform(0.2, 4.0)
 N = 5
@@ -138,6 +139,47 @@ def test_mass_far_from_few_rows_is_found_and_removed():
         log_z[weight] = logsumexp(log_w) - np.log(len(y))
     assert log_z[0.0] > 1.0 and abs(log_z[3.5]) < 0.3
     assert 0.9 < history["contrast"][-1] < 1.1  # neither tells the other
+
+
+def near_and_far(x, sigma, count, seed):
+    """Rows half of which are near those of ``x`` and half far around, and their log-density."""
+    rng, n, width = np.random.default_rng(seed), x.shape[1], 1.4 * sigma
+    far = reference(x, 2 * sigma)
+    near = x[rng.integers(len(x), size=count)] + width * rng.standard_normal((count, n))
+    y = np.where(rng.random((count, 1)) < 0.5, near, far.sample(count, rng)).astype("f4")
+    log_near = [
+        logsumexp(-0.5 * np.square((part[:, None] - x) / width).sum(axis=2), axis=1)
+        for part in np.array_split(y, count // 2_000)
+    ]
+    log_near = np.concatenate(log_near) - np.log(len(x)) - n * np.log(width * np.sqrt(2 * np.pi))
+    return y, np.logaddexp(log_near, far.log_density(y)) - np.log(2)
+
+
+@pytest.mark.parametrize("kind", ["t, 2 degrees", "log-normal", "clusters", "one outlier"])
+def test_log_z_of_few_rows_is_right(kind):
+    """By importance sampling from near and far rows, with the recipe's defaults."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, N))
+    x = {
+        "t, 2 degrees": rng.standard_t(2, size=x.shape),
+        "log-normal": np.exp(x),
+        "clusters": 0.05 * x + 3.0 * rng.integers(3, size=(200, 1)),
+        "one outlier": np.concatenate([x, np.full((1, N), 1e3)]),
+    }[kind]
+    x = ((x - x.mean(axis=0)) / x.std(axis=0)).astype("f4")
+    dde = tfdde.recipes.table_density(x, tfdde.LogUniform(0.1, 8.0), 32, 1, seed=0)
+    assert dde.contrast_weight == 3.5
+    dde.compile(tfdde.optimizers.FusedAdam(3e-3), steps_per_execution=5)
+    batches = tfdde.datasets.stream(x, len(x), 0)
+    dde.fit(batches, steps_per_epoch=200, verbose=0)
+    found = dde.log_partition(x, sigma=0.2)
+    y, log_q = near_and_far(x, 0.2, 40_000, 1)
+    log_w = dde.log_density(y, 0.2, normalized=False).numpy().astype(float) - log_q
+    w = np.exp(log_w - log_w.max())
+    error = w.std() / w.mean() / np.sqrt(len(w))
+    truth = logsumexp(log_w) - np.log(len(w))
+    assert error < 0.1 and found.trusted
+    assert found.lower - 3 * error < truth < found.upper + 3 * error
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
