@@ -269,12 +269,7 @@ class Trainer(keras.Model):
                     batches,
                     epochs=epochs,
                     verbose=verbose,
-                    callbacks=[
-                        StopOnDivergence(),
-                        UseAverages(),
-                        *self.own_callbacks(),
-                        *callbacks,
-                    ],
+                    callbacks=[StopOnDivergence(), UseAverages(), *callbacks],
                     validation_data=validation,
                     shuffle=shuffle and isinstance(rows, keras.utils.PyDataset),
                     initial_epoch=initial_epoch,
