@@ -298,6 +298,22 @@ class DDE(NormalizedDensity):
             scaled = self.contrast_weight / (n + self.time_weight) * loss / total
         return loss, tape.gradient(scaled, self.network.trainable_variables)
 
+    def _contrasted(
+        self,
+        x: tf.Tensor,
+        epsilon: tf.Tensor,
+        sigma: tf.Tensor,
+        total: tf.Tensor,
+        **weighted: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """``loss_and_gradients`` with the gradient of the contrast, whose mean it keeps."""
+        assert self.own_samples is not None
+        loss, gradients = self._loss_and_gradients(x, epsilon, sigma, total, **weighted)
+        own = self.own_samples.take(tf.shape(x)[0], self.seed, self.optimizer.iterations)
+        contrast, more = self._contrast_and_gradients(x, epsilon, sigma, total, own, **weighted)
+        update_mean(self.contrast_tracker, contrast, local_count(x, **weighted))
+        return loss, [a + b for a, b in zip(gradients, more, strict=True)]
+
     def minimize(
         self,
         loss_and_gradients: Callable,
@@ -306,7 +322,6 @@ class DDE(NormalizedDensity):
         sigma: tf.Tensor,
         *condition: tf.Tensor,
         weights: tf.Tensor | None = None,
-        contrast_and_gradients: Callable | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One step of ``optimizer`` at noise level ``sigma``, in replica context.
 
@@ -315,7 +330,6 @@ class DDE(NormalizedDensity):
                 this one.
             x, sigma, condition, weights: as for ``loss_and_gradients``.
             optimizer: of the network's weights.
-            contrast_and_gradients: the same of the contrast, if there is one.
 
         Returns:
             The sum of the losses of this replica's rows, and their number or sum of weights.
@@ -325,12 +339,6 @@ class DDE(NormalizedDensity):
         epsilon = random.normal(tf.shape(x), self.seed, optimizer.iterations, Purpose.DENSITY_NOISE)
         weighted = {} if weights is None else {"weights": weights}
         loss, gradients = loss_and_gradients(x, epsilon, sigma, total, *condition, **weighted)
-        if contrast_and_gradients is not None:
-            assert self.own_samples is not None
-            own = self.own_samples.take(tf.shape(x)[0], self.seed, optimizer.iterations)
-            contrast, more = contrast_and_gradients(x, epsilon, sigma, total, own, **weighted)
-            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
-            update_mean(self.contrast_tracker, contrast, local)
         optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
         return loss, local
 
@@ -339,12 +347,9 @@ class DDE(NormalizedDensity):
         x = self.inside(x)
         iteration = tf.convert_to_tensor(self.optimizer.iterations)
         sigma = self.noise.draw(tf.shape(x)[0], self.seed, iteration, Purpose.DENSITY_LEVEL)
-        more: dict[str, Any] = {} if weights is None else {"weights": weights}
-        if self.own_samples is not None:
-            more["contrast_and_gradients"] = self._contrast_and_gradients
-        loss, count = self.minimize(
-            self._loss_and_gradients, x, self.optimizer, sigma, *condition, **more
-        )
+        weighted = {} if weights is None else {"weights": weights}
+        gradients = self._contrasted if self.own_samples else self._loss_and_gradients
+        loss, count = self.minimize(gradients, x, self.optimizer, sigma, *condition, **weighted)
         update_mean(self.loss_tracker, loss, count)
         return {m.name: m.result() for m in self.metrics}
 
