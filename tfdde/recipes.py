@@ -14,11 +14,12 @@ from tfdde import networks
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks import convolutional, initial_weights
+from tfdde.networks.full_mixture import FEW
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.normalization import row_dtype
 from tfdde.noise import LogUniform, Noise
 from tfdde.optimizers import FusedAdam
-from tfdde.partition.hmc import MOST_ENTRIES
+from tfdde.partition import from_above
 from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows, check_weights
 
@@ -28,7 +29,6 @@ EPOCH_STEPS = 50  # at least, between two validations
 STEPS_PER_CALL = 10  # of one compiled call, if they divide those of an epoch
 VALIDATION_ROWS = 4_096  # noisy ones; few rows are repeated, each time with other noise
 CONTRAST_WEIGHT = 3.5  # for few rows of many columns
-FEW_ROWS, SOME_COLUMNS = 5_000, 4
 ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
 
 
@@ -90,7 +90,7 @@ def table_density(
     n, levels = x.shape[1], isinstance(noise, LogUniform)
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
     rows = len(x) if weights is None else np.count_nonzero(weights)
-    few = levels and rows < FEW_ROWS and SOME_COLUMNS <= n <= MOST_ENTRIES
+    few = levels and rows < FEW and from_above.is_for(n)
     of_rows = GaussianBase(n, most_components=BASES[base or ("mixture" if few else "gaussian")])
     if contrast_weight is None:
         contrast_weight = CONTRAST_WEIGHT if few else 0.0

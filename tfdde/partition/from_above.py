@@ -165,8 +165,9 @@ def _moved(
     return mean + z @ push, values
 
 
-def _is_for(data: np.ndarray) -> bool:
-    return DIMENSIONS < data[0].size <= MOST_ENTRIES
+def is_for(entries: int) -> bool:
+    """Whether rows of so many entries are annealed: more than 3 and at most 100."""
+    return DIMENSIONS < entries <= MOST_ENTRIES
 
 
 def confirmed(
@@ -191,7 +192,7 @@ def confirmed(
         sigmas: increasing noise levels, of which neighbours overlap (``ladder.ladder_levels``).
         seed: of the samples.
     """
-    if not _is_for(data):
+    if not is_for(data[0].size):
         return list(estimates)
     found = annealing_from_above(evaluate, data, sigmas, seed)
     places = [int(np.abs(sigmas - estimate.sigma).argmin()) for estimate in estimates]
@@ -229,7 +230,7 @@ def confirmed_at_one_level(
         minimum: lowest level that was trained.
         moves, weights: as for ``ladder``.
     """
-    if not (estimate.trusted and _is_for(data)):
+    if not (estimate.trusted and is_for(data[0].size)):
         return estimate
     lower: list[LogPartition] = []
     low = max(minimum, estimate.sigma / REACH)
