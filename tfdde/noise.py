@@ -35,6 +35,26 @@ def check_level(noise: Noise, sigma: float | None) -> float:
     return sigma
 
 
+def between_levels(values: Any, place: tf.Tensor) -> tf.Tensor:
+    """Interpolate the values of some noise levels, and keep the outermost beyond them.
+
+    >>> tfdde.noise.between_levels([1.0, 3.0, 7.0], tf.constant([-1.0, 0.5, 2.0])).numpy().tolist()
+    [1.0, 5.0, 7.0]
+
+    Args:
+        values: of levels from the lowest to the highest, equally far apart in log sigma, (levels,).
+        place: of the level that is asked for, from -1 to 1 (``LogUniform.place``), () or (batch,).
+
+    Returns:
+        float32 of the shape of ``place``.
+    """
+    values = tf.convert_to_tensor(values, tf.float32)
+    count = int(values.shape[0])
+    steps = (tf.clip_by_value(place, -1.0, 1.0) + 1.0) * (0.5 * (count - 1))
+    shares = tf.nn.relu(1.0 - tf.abs(steps[..., None] - tf.range(count, dtype=tf.float32)))
+    return tf.reduce_sum(shares * values, axis=-1)
+
+
 @keras.saving.register_keras_serializable(package="tfdde")
 class Constant:
     """One noise level for the whole training, as in the paper.

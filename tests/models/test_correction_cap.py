@@ -8,7 +8,8 @@ from scipy.special import logsumexp
 
 import tfdde
 from tfdde import networks
-from tfdde.models.correction_cap import LEVELS, cap_at, capped
+from tfdde.models.correction_cap import LEVELS, capped
+from tfdde.noise import between_levels
 
 N, SIGMA = 6, 0.1
 
@@ -61,8 +62,8 @@ def test_caps_are_interpolated_in_log_sigma_and_constant_outside():
     caps = tuple(np.random.default_rng(0).normal(size=LEVELS).tolist())
     place = np.linspace(-1.5, 1.5, 61).astype("float32")
     expected = np.interp(place, np.linspace(-1, 1, LEVELS), caps)
-    np.testing.assert_allclose(cap_at(caps, tf.constant(place)), expected, atol=1e-5)
-    np.testing.assert_allclose(cap_at(caps, tf.constant(place[7])), expected[7], atol=1e-5)
+    np.testing.assert_allclose(between_levels(caps, tf.constant(place)), expected, atol=1e-5)
+    np.testing.assert_allclose(between_levels(caps, tf.constant(place[7])), expected[7], atol=1e-5)
 
 
 def test_mass_where_no_rows_are_is_gone_and_log_z_right(dde, x):

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.losses import log_ratio_loss, per_row
-from tfdde.noise import LogUniform
+from tfdde.noise import LogUniform, between_levels
 from tfdde.partition.descent import descend
 from tfdde.partition.ladder import ladder_levels
 from tfdde.utils.random import Purpose, key
@@ -136,7 +136,8 @@ class OwnSamples:
         """
         y = x + per_row(sigma, x) * epsilon
         former = self.trained * dde.correction(y, sigma, network=self.network)
-        former = tf.concat([former - self.log_z_at(sigma), own.corrections], axis=0)
+        former -= between_levels(self.log_z, self._noise.place(sigma))
+        former = tf.concat([former, own.corrections], axis=0)
         rows = tf.reshape(own.y, (-1, *dde.data_shape))
         both = tf.concat([y, rows], axis=0), tf.concat([sigma, own.sigma], axis=0)
         log_ratio = former - dde.correction(*both)  # the base is in both and cancels
@@ -153,13 +154,6 @@ class OwnSamples:
         )
         sigma = tf.gather(tf.constant(self.levels, tf.float32), places // SAMPLES)
         return Drawn(tf.gather(self.samples, places), sigma, tf.gather(self.corrections, places))
-
-    def log_z_at(self, sigma: tf.Tensor) -> tf.Tensor:
-        """Log Z of the former density between its levels, linear in log sigma: (rows,)."""
-        place = 0.5 * (self._noise.place(sigma) + 1.0) * (len(self.levels) - 1)
-        steps = tf.range(len(self.levels), dtype=tf.float32)
-        shares = tf.nn.relu(1.0 - tf.abs(place[:, None] - steps))
-        return tf.linalg.matvec(shares, self.log_z)
 
     def state(self) -> dict[str, np.ndarray]:
         """All numbers, by name, for a checkpoint."""

@@ -48,21 +48,6 @@ def caps_of(
     return tuple(caps)
 
 
-def cap_at(caps: tuple[float, ...], place: tf.Tensor) -> tf.Tensor:
-    """Interpolate the caps.
-
-    Args:
-        caps: at levels whose places are equally far apart.
-        place: of the level, from -1 to 1, () or (batch,).
-
-    Returns:
-        The cap in nats, of the shape of ``place``.
-    """
-    steps = (tf.clip_by_value(place, -1.0, 1.0) + 1.0) * (0.5 * (len(caps) - 1))
-    shares = tf.nn.relu(1.0 - tf.abs(steps[..., None] - tf.range(len(caps), dtype=tf.float32)))
-    return tf.reduce_sum(shares * tf.constant(caps), axis=-1)
-
-
 def capped(correction: tf.Tensor, cap: tf.Tensor) -> tf.Tensor:
     """The lesser of both, smoothly: -log(e^-correction + e^-cap).
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdde.models.correction_cap import cap_at, capped
+from tfdde.models.correction_cap import capped
 from tfdde.models.trainer import Trainer
 from tfdde.networks import initial_weights
 from tfdde.networks.check_network import check_scalar
@@ -25,7 +25,7 @@ from tfdde.networks.normalization import (
     row_dtype,
     standardize,
 )
-from tfdde.noise import Constant, Decay, LogUniform, Noise, check_level
+from tfdde.noise import Constant, Decay, LogUniform, Noise, between_levels, check_level
 from tfdde.partition.estimate import too_low
 from tfdde.partition.rows import RowDraws
 from tfdde.tables.schema import Schema
@@ -220,7 +220,7 @@ class SmoothedDensity(Trainer):
         s = self.correction(x, sigma, *condition)
         if self.caps is not None:
             assert isinstance(self.noise, LogUniform)
-            s = capped(s, cap_at(self.caps, self.noise.place(sigma)))
+            s = capped(s, between_levels(self.caps, self.noise.place(sigma)))
         # Not "+": TFLite can't convert its gradient when the batch size is dynamic.
         return s if self.base is None else tf.add_n([s, self.base(x, sigma)])
 
