@@ -111,7 +111,7 @@ class OwnSamples:
         y = base.sample(SAMPLES, top, rng)
         way = descend(evaluate, y, log_base(y, top), self.levels[::-1], moved, rng)
         reached = list(way)[::-1]
-        if len(reached) < len(self.levels) or not np.isfinite([r.value for r in reached]).all():
+        if not np.isfinite(reached[0].value):  # where the way down has ended
             return
         self.network.set_weights(dde.network.get_weights())
         self.samples.assign(np.concatenate([r.y for r in reached]))
