@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ import tensorflow as tf
 from tfdde import optimizers
 from tfdde.losses import forward_kl_weights, per_row
 from tfdde.models import log_ratio
-from tfdde.models.candidates import chosen_latents
 from tfdde.models.dde import DDE
 from tfdde.models.sampler import Sampler
 from tfdde.models.trainer import (
@@ -27,7 +25,7 @@ from tfdde.models.trainer import (
     warn_of_underflow,
 )
 from tfdde.networks.fixed_condition import fix
-from tfdde.noise import Decay, LogUniform, check_level
+from tfdde.noise import Decay, LogUniform
 from tfdde.utils import random
 from tfdde.utils.checks import check_integer
 from tfdde.utils.random import Purpose
@@ -106,10 +104,9 @@ class Generator(Sampler):
         one_stage: bool = False,
         **kwargs: Any,
     ):
-        super().__init__(generator, latent_dim, seed, **kwargs)
+        super().__init__(generator, data_dde, generated_dde, latent_dim, relative, seed, **kwargs)
         self.dde_steps = check_integer(dde_steps, "dde_steps")
         self.data_steps = check_integer(data_steps, "data_steps")
-        self.relative = bool(relative)
         if not np.isfinite(level_power):
             raise ValueError(f"`level_power` must be a finite number, got {level_power!r}.")
         self.level_power = float(level_power)
@@ -128,46 +125,11 @@ class Generator(Sampler):
                 '`one_stage` needs `ratio="logistic"` and `dde_steps=1`, got '
                 f"{ratio!r} and {dde_steps}."
             )
-        for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
-            if not isinstance(dde, DDE):
-                raise ValueError(f"`{name}` must be a tfdde.DDE, got {dde!r}.")
-        if data_dde is generated_dde or data_dde.network is generated_dde.network:
-            raise ValueError(
-                "`generated_dde` must be another DDE than `data_dde`, with its own network."
-            )
-        if data_dde.base is not None and data_dde.base is generated_dde.base:
-            raise ValueError(
-                "`generated_dde` must have a `base` of its own, since Keras saves a layer in one "
-                "place only: make another tfdde.GaussianBase and adapt it to the same data."
-            )
         if generated_dde.contrast_weight:
             raise ValueError(
                 "`generated_dde` must have a `contrast_weight` of 0: the generator trains it "
                 f"without samples of its own, got {generated_dde.contrast_weight}."
             )
-        for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
-            if dde.data_shape != self.data_shape:
-                raise ValueError(
-                    f"`{name}` must take rows of the generator's shape {self.data_shape}, "
-                    f"got {dde.data_shape}."
-                )
-            if dde.condition_dim != self.condition_dim:
-                raise ValueError(
-                    f"`{name}` must take conditions of {self.condition_dim} entries, as "
-                    f"`generator` does, got one that takes {dde.condition_dim}."
-                )
-            if dde.normalization is not None:
-                raise ValueError(
-                    f"`{name}` must have no `normalization`: a generator makes rows in the units "
-                    "that its densities see; standardise the data beforehand."
-                )
-        if data_dde.noise.levels != generated_dde.noise.levels:
-            raise ValueError(
-                "`data_dde` and `generated_dde` must have the same noise level, or range of "
-                f"levels, got {data_dde.noise!r} and {generated_dde.noise!r}."
-            )
-        self.data_dde = data_dde
-        self.generated_dde = generated_dde
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.dde_loss_tracker = keras.metrics.Mean(name="dde_loss")
         self.data_loss_tracker = keras.metrics.Mean(name="data_loss")
@@ -368,15 +330,8 @@ class Generator(Sampler):
     ) -> tf.Tensor:
         """w (s_q - s_p) at g(z) + eta, in nats up to a constant, shape (batch,)."""
         x = self.call(z, *condition)
-        difference = self._log_ratio(x + per_row(sigma, x) * epsilon, sigma, *condition)
+        difference = self.log_ratio(x + per_row(sigma, x) * epsilon, sigma, *condition)
         return self._weights(difference, sigma) * difference
-
-    def _log_ratio(self, y: tf.Tensor, sigma: tf.Tensor, *condition: tf.Tensor) -> tf.Tensor:
-        """s_q - s_p of noisy rows, in nats up to a constant, shape (batch,)."""
-        if self.relative:
-            return self.generated_dde.correction(y, sigma, *condition)
-        s_q = self.generated_dde.at(y, sigma, *condition)
-        return s_q - self.data_dde.at(y, sigma, *condition)
 
     def _weights(self, difference: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """Weights of the samples' s_q - s_p in what g minimises, shape () or (batch,)."""
@@ -433,67 +388,6 @@ class Generator(Sampler):
         if self.compiled and self.data_optimizer is not None:
             trackers.append(self.data_loss_tracker)
         return trackers
-
-    def sample_from_candidates(
-        self,
-        n: int,
-        candidates: int = 8,
-        seed: int | None = None,
-        *,
-        sigma: float | None = None,
-        conditions: Any = None,
-    ) -> tf.Tensor:
-        """``n`` samples, each chosen from several by the log-ratio that was learned.
-
-        Sampling-importance-resampling (Rubin 1987; with a discriminator, Azadi et al. 2019): of
-        ``candidates`` samples g(z), one is taken with probability in proportion to
-        exp(s_p - s_q) at g(z) + eta. With many candidates and an exact s_q - s_p, g(z) + eta is
-        then distributed as noisy data. It takes ``candidates`` times as long as ``sample``.
-
-        >>> def density():
-        ...     network = tfdde.networks.residual_mlp(2, width=16, depth=2)
-        ...     return tfdde.DDE(network, tfdde.Constant(0.5))
-        >>> network = tfdde.networks.residual_mlp(3, width=16, depth=2, output_shape=2)
-        >>> generator = tfdde.Generator(network, density(), density(), latent_dim=3)
-        >>> generator.sample_from_candidates(64, candidates=4, seed=1).shape
-        TensorShape([64, 2])
-
-        Args:
-            n, seed, conditions: as for ``sample``.
-            candidates: number of samples that one is chosen from; one candidate is ``sample``'s.
-            sigma: noise level at which they are compared. By default the geometric mean of the
-                lowest and the highest level.
-
-        Returns:
-            float32 tensor, shape (n, *data_shape).
-
-        Raises:
-            ValueError: as for ``sample``, or ``candidates`` < 1, or a sigma that was not trained.
-        """
-        count, fixed_seed, *condition = self._checked(n, seed, conditions)
-        number = tf.constant(check_integer(candidates, "candidates"))
-        low, high = self.data_dde.noise.levels
-        if sigma is None:
-            sigma = low if low == high else math.sqrt(low * high)
-        level = tf.constant(check_level(self.data_dde.noise, sigma), tf.float32)
-        return self._choose(count, fixed_seed, number, level, *condition)
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def _choose(
-        self,
-        n: tf.Tensor,
-        seed: tf.Tensor,
-        candidates: tf.Tensor,
-        sigma: tf.Tensor,
-        *condition: tf.Tensor,
-    ) -> tf.Tensor:
-        def log_weight(z: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-            x = self.call(z, *condition)
-            epsilon = random.normal(tf.shape(x), seed, k, Purpose.CANDIDATE_NOISE)
-            return -self._log_ratio(x + sigma * epsilon, sigma, *condition)
-
-        z = chosen_latents(self.latent_dim, n, seed, candidates, log_weight)
-        return self.call(z, *condition)
 
     def given(self, condition: Any) -> Generator:
         """The sampler at one condition: a ``Generator`` that takes none, with copied weights.
