@@ -2,12 +2,14 @@
 
     python export/onnx_models.py runs/mnist
     python export/onnx_models.py runs/mnist --output models
+    python export/onnx_models.py runs/mnist --candidates 8
 
 The folder is a model repository, as Triton serves it: log_density, score, decode, sample.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from tfdde import runs, serving
@@ -28,8 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="folder to write (default: RUN/onnx)"
     )
+    runs.add_candidate_options(parser)
     args = parser.parse_args(argv)
-    return serving.export_run(serving.export_onnx, args.run, args.output or args.run / "onnx")
+    output = args.output or args.run / "onnx"
+    choice = {"candidates": args.candidates, "compare_at": args.compare_at}
+    return serving.export_run(partial(serving.export_onnx, **choice), args.run, output)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python export/savedmodel.py runs/mnist
     python export/savedmodel.py runs/mnist --output /models/mnist
+    python export/savedmodel.py runs/mnist --candidates 8
 
 Signatures: log_density, score, decode, sample, sample_rows; see tfdde/serving.py.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from tfdde import runs, serving
@@ -33,9 +35,11 @@ def main(argv: list[str] | None = None) -> int:
         help="folder of the model; the next version is written to it: BASE/1, then BASE/2, as "
         "TensorFlow Serving wants it (default: RUN/savedmodel)",
     )
+    runs.add_candidate_options(parser)
     args = parser.parse_args(argv)
     output = args.output or args.run / "savedmodel"
-    return serving.export_run(serving.export_savedmodel, args.run, output)
+    choice = {"candidates": args.candidates, "compare_at": args.compare_at}
+    return serving.export_run(partial(serving.export_savedmodel, **choice), args.run, output)
 
 
 if __name__ == "__main__":

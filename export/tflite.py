@@ -4,6 +4,7 @@
     python export/tflite.py runs/mnist --output mnist.tflite
     python export/tflite.py runs/mnist --float16
     python export/tflite.py runs/mnist --batch-size 64 --output browser.tflite
+    python export/tflite.py runs/mnist --candidates 8
 
 Signatures: log_density, score, decode, sample; see tfdde/serving.py.
 """
@@ -47,9 +48,16 @@ def main(argv: list[str] | None = None) -> int:
         type=runs.positive_int,
         help="rows of every call, as browsers need it fixed (default: any number)",
     )
+    runs.add_candidate_options(parser)
     args = parser.parse_args(argv)
     output = args.output or args.run / "model.tflite"
-    export = partial(serving.export_tflite, float16=args.float16, batch_size=args.batch_size)
+    export = partial(
+        serving.export_tflite,
+        float16=args.float16,
+        batch_size=args.batch_size,
+        candidates=args.candidates,
+        compare_at=args.compare_at,
+    )
     return serving.export_run(export, args.run, output)
 
 

@@ -258,9 +258,10 @@ def main(argv=None, dataset=None):
     if done:
         run.save("generator", generator)  # with the density as it is now
         folder = run.folder
+        choice = f" --candidates {args.candidates}" if args.candidates > 1 else ""
         print(
             f"Pictures: {run / 'samples.png'}, {run / 'interpolation.png'}\n"
-            f"Export: python export/savedmodel.py {folder}\n"
+            f"Export: python export/savedmodel.py {folder}{choice}\n"
             f"Explore: python -m tfdde.explore {folder} --output {folder / 'page'}"
         )
     return done

@@ -164,11 +164,12 @@ def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
     monkeypatch.setattr("tfdde.datasets.images._from_tfds", nowhere)
     monkeypatch.setitem(mnist.LOG_Z, "residual", (400, 5))
     args = ["--width=16", "--depth=1", "--no-jit", "--steps=100", "--generator-steps=6"]
-    assert mnist.main([*args, f"--output={folder}"] + ["--dataset=digits"] * asked) == 0
+    more = ["--dataset=digits", "--candidates=2"] if asked else []
+    assert mnist.main([*args, f"--output={folder}", *more]) == 0
     out = capsys.readouterr().out
     assert ("MNIST is neither given" in out) is not asked
     assert f"Samples, drawn anew every 100 steps: {folder / 'samples.png'}" in out
-    assert f"Export: python export/savedmodel.py {folder}" in out
+    assert f"Export: python export/savedmodel.py {folder}{' --candidates 2' * asked}\n" in out
     assert files(folder) >= EXPECTED | {"interpolation.png", "result.json"}
     # The printed likelihood is that of the saved density, on the same noisy test images.
     density = keras.saving.load_model(folder / "density.keras")

@@ -127,6 +127,14 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", type=positive_float, default=0.998, help=text)
 
 
+def add_candidate_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an export whose samples are chosen from candidates."""
+    text = "that each sample is chosen from by the generator's log-ratio (default: 1, no choice)"
+    parser.add_argument("--candidates", metavar="K", type=positive_int, default=1, help=text)
+    text = "noise level at which candidates are compared (default: the middle of those trained)"
+    parser.add_argument("--compare-at", metavar="SIGMA", type=positive_float, help=text)
+
+
 def check_generator_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with an error if the options of ``add_generator_options`` can't be."""
     if not 0 <= args.forward <= 1:

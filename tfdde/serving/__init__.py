@@ -12,8 +12,9 @@ All artifacts have the same named signatures. Each takes any number of rows, inc
 The signatures of float64 rows need a ``normalization``; it subtracts the mean in float64.
 ``decode``, ``sample`` and ``sample_rows`` need a generator.  ``sample_rows`` takes one seed for
 each row: a row depends on its own seed alone, so a server can join the requests of several callers
-into one batch.  The signatures of conditional models take another input, ``condition``
-float32[rows, k] (``sample``: [num, k]).
+into one batch.  Exported with ``candidates``, ``sample`` and ``sample_rows`` choose each sample
+from several, as ``Generator.sample_from_candidates`` does.  The signatures of conditional models
+take another input, ``condition`` float32[rows, k] (``sample``: [num, k]).
 
 The log-density is normalised if the density has a trusted log Z; the metadata give log Z and its
 error.  For a conditional density this holds at each condition whose log Z was found; at any other

@@ -23,6 +23,7 @@ from tfdde._version import __version__
 from tfdde.anomalies import NormalRows, Threshold, ranges, threshold
 from tfdde.anomalies.normal_rows import FILE
 from tfdde.anomalies.report import alarm_rate, alarm_sentence
+from tfdde.models.candidates import Candidates
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks.normalization import has_tails, location_and_scale
@@ -42,6 +43,7 @@ def facts(
     errors: Errors,
     bound: float,
     run: str | os.PathLike | None = None,
+    choice: Candidates | None = None,
 ) -> dict[str, Any]:
     """Return what is known of an artifact, as values that JSON can hold.
 
@@ -53,6 +55,8 @@ def facts(
         run: folder of the training run. ``config.json``, ``result.json`` and ``normal_rows.npz``
             are read if they are there. Its held-out likelihood counts only if it was measured with
             the density's present log Z.
+        choice: from what each sample is chosen; None without a choice, and then there is no entry
+            ``candidates``.
 
     Raises:
         ValueError: one of these files is damaged; the message is one line.
@@ -93,7 +97,7 @@ def facts(
     if schema is not None:
         preprocessing["dequantised"] = list(schema.dequantised)
         preprocessing["notices"] = [*schema.notices, *schema.warnings]
-    return {
+    about = {
         "sigma": density.noise.sigma,
         "sigma_unit": _sigma_unit(layer),
         "input_shape": list(density.data_shape),
@@ -112,6 +116,7 @@ def facts(
         "training": config or None,
         "versions": {"tfdde": __version__, **{m.__name__: m.__version__ for m in (tf, keras)}},
     }
+    return about if choice is None else about | {"candidates": choice._asdict()}
 
 
 def card(about: Mapping[str, Any]) -> str:
@@ -127,6 +132,7 @@ def card(about: Mapping[str, Any]) -> str:
         "sampler": ", and a sampler of the same density in one step" if sampler else "",
         "signatures": "\n".join(map(_signature, about["signatures"].items())),
         "columns": _columns(about),
+        "candidates": _candidates(about.get("candidates")),
         "seeds": "- Equal seeds give equal samples." if sampler else "",
         "log_z": "\n".join(f"- {sentence}" for sentence in _log_z(about)),
         "held_out": _held_out(about["held_out"]),
@@ -275,6 +281,18 @@ def _held_out(measured: Mapping[str, Any] | None) -> str:
     return (
         f"{measured['log_likelihood']:.4f} ± {measured['standard_error']:.4f} nats per row "
         f"({measured['rows']} test rows)"
+    )
+
+
+def _candidates(choice: Mapping[str, Any] | None) -> str:
+    if choice is None:
+        return ""
+    number, sigma = choice["number"], choice["sigma"]
+    return (
+        f"- Each sample is chosen from {number} candidates, in proportion to the learned ratio of "
+        f"the densities of data and samples at σ = {sigma:.6g} (sampling-importance-resampling). "
+        f"It costs {number} passes through the sampler's network and that of the ratio, and one "
+        "more through the sampler's. `decode` chooses nothing."
     )
 
 

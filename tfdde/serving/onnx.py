@@ -15,7 +15,7 @@ from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.serving import metadata
 from tfdde.serving.counter_sampler import counter_sampler
-from tfdde.serving.signatures import BOUND, signatures
+from tfdde.serving.signatures import BOUND, check_choice, signatures
 from tfdde.serving.verify import Errors, ExportError, check_single, verify
 from tfdde.utils.files import atomic_folder
 
@@ -28,6 +28,9 @@ def export_onnx(
     density: DDE,
     generator: Generator | None = None,
     run: str | os.PathLike | None = None,
+    *,
+    candidates: int = 1,
+    compare_at: float | None = None,
 ) -> tuple[Path, Errors]:
     """Write a model repository, with an ONNX file for each named signature.
 
@@ -47,6 +50,8 @@ def export_onnx(
         density: the trained density.
         generator: a generator of rows of the same shape, or None.
         run: the run folder; the metadata then describe the training.
+        candidates: that each sample is chosen from, see ``export_savedmodel``.
+        compare_at: noise level at which they are compared.
 
     Returns:
         The folder written, and the measured errors as from ``export_savedmodel``. ``sample`` is
@@ -54,7 +59,7 @@ def export_onnx(
 
     Raises:
         FileExistsError: ``folder`` exists.
-        ValueError: density and generator do not fit together, or a file in ``run`` is damaged.
+        ValueError: as from ``export_savedmodel``.
         ImportError: tf2onnx or onnxruntime, which verifies the files, is not installed.
         ExportError: the density needs rows in float64, a layer can't be converted, or the files
             disagree with Keras; none is written then.
@@ -65,9 +70,10 @@ def export_onnx(
     if folder.exists():
         raise FileExistsError(f"`folder` must not exist yet, got {os.fspath(folder)!r}.")
     check_single(density, "ONNX")
+    choice = check_choice(generator, candidates, compare_at)
     sampler, drawn = counter_sampler(generator)
     float64 = density.normalization is not None
-    functions = signatures(density, generator, {"sample": sampler}, float64=float64)
+    functions = signatures(density, generator, {"sample": sampler}, float64=float64, choice=choice)
     with atomic_folder(folder) as temporary:
         sessions = {}
         for name, function in functions.items():
@@ -87,8 +93,9 @@ def export_onnx(
             drawn,
             BOUND,
             float64=float64,
+            choice=choice,
         )
-        about = metadata.facts(density, generator, functions, errors, BOUND, run)
+        about = metadata.facts(density, generator, functions, errors, BOUND, run, choice)
         (temporary / metadata.FACTS).write_text(metadata.text(about), "utf-8")
         (temporary / metadata.CARD).write_text(metadata.card(about), "utf-8")
     return folder, errors

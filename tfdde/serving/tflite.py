@@ -11,11 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdde.models.candidates import Candidates
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.serving import metadata
 from tfdde.serving.counter_sampler import counter_sampler
-from tfdde.serving.signatures import BOUND, save_module, signatures
+from tfdde.serving.signatures import BOUND, check_choice, save_module, signatures
 from tfdde.serving.verify import Errors, ExportError, check_single, verify
 from tfdde.utils.checks import check_integer
 from tfdde.utils.files import atomic
@@ -31,6 +32,8 @@ def export_tflite(
     *,
     float16: bool = False,
     batch_size: int | None = None,
+    candidates: int = 1,
+    compare_at: float | None = None,
 ) -> tuple[Path, Errors]:
     """Write a TFLite file with the named signatures, made of builtin operations only.
 
@@ -47,14 +50,15 @@ def export_tflite(
             ``FLOAT16_BOUND`` of the largest value are then allowed.
         batch_size: rows of every call; None for any number. Runtimes in browsers need a fixed
             number. ``sample`` then generates so many rows and has no input ``num``.
+        candidates: that each sample is chosen from, see ``export_savedmodel``.
+        compare_at: noise level at which they are compared.
 
     Returns:
         The file written, and the measured errors as from ``export_savedmodel``. ``sample`` is
         compared with TensorFlow running the same sampler.
 
     Raises:
-        ValueError: density and generator do not fit together, ``batch_size`` is not a positive
-            integer, or a file in ``run`` is damaged.
+        ValueError: as from ``export_savedmodel``, or ``batch_size`` is not a positive integer.
         ImportError: ai-edge-litert, which verifies the file, is not installed.
         ExportError: the density needs rows in float64, a layer has no builtin operation in TFLite,
             or the file disagrees with Keras; no file is written then.
@@ -67,9 +71,10 @@ def export_tflite(
     path = Path(path)
     bound = FLOAT16_BOUND if float16 else BOUND
 
+    choice = check_choice(generator, candidates, compare_at)
     sampler, drawn = counter_sampler(generator, batch_size)
-    functions = signatures(density, generator, {"sample": sampler}, batch_size)
-    content = _convert(functions, density, generator, float16)
+    functions = signatures(density, generator, {"sample": sampler}, batch_size, choice=choice)
+    content = _convert(functions, density, generator, float16, choice)
     with atomic(path) as temporary:
         temporary.write_bytes(content)
         runners = _lite_runners(temporary)
@@ -81,8 +86,9 @@ def export_tflite(
             bound,
             batch_size,
             "; export it without float16" if float16 else "",
+            choice=choice,
         )
-        about = metadata.facts(density, generator, functions, errors, bound, run)
+        about = metadata.facts(density, generator, functions, errors, bound, run, choice)
         about |= {"weights": "float16" if float16 else "float32", "batch_size": batch_size}
         for ending, text in ((".json", metadata.text(about)), (".md", metadata.card(about))):
             with atomic(path.with_name(path.name + ending)) as description:
@@ -91,11 +97,15 @@ def export_tflite(
 
 
 def _convert(
-    functions: dict[str, Any], density: DDE, generator: Generator | None, float16: bool
+    functions: dict[str, Any],
+    density: DDE,
+    generator: Generator | None,
+    float16: bool,
+    choice: Candidates | None,
 ) -> bytes:
     """Return the content of the TFLite file with these signatures."""
     with tempfile.TemporaryDirectory() as folder:
-        save_module(functions, density, generator, folder)
+        save_module(functions, density, generator, folder, choice)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions])
         if float16:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdde.models.candidates import Candidates, Draws
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks.normalization import has_tails, outside
@@ -36,11 +37,12 @@ def verify(
     call: Callable[[str, dict[str, Any]], dict[str, Any]],
     density: DDE,
     generator: Generator | None,
-    drawn: Callable[[int, int], Iterable[tuple[str, dict[str, Any], tf.Tensor]]],
+    drawn: Callable[[int, int], Iterable[tuple[str, dict[str, Any], Draws]]],
     bound: float,
     batch_size: int | None = None,
     advice: str = "",
     float64: bool = False,
+    choice: Candidates | None = None,
 ) -> Errors:
     """Compare every signature with Keras.
 
@@ -48,15 +50,19 @@ def verify(
     Log-densities may have a level of thousands, whose rounding in float32 is part of their error;
     so for rows near the data their error is also given in nats, as ``log_density_nats``.
 
+    A sample that is chosen from candidates must be the one that Keras chooses. Where several are as
+    good up to the error that is allowed, each of them is right.
+
     Args:
         call: runs a signature of the artifact on inputs by name.
         density, generator: the Keras models.
         drawn: from a number of rows and a seed, gives each sampling signature with its inputs
-            (without a condition) and the latents that it must decode.
+            (without a condition) and the random numbers that it must draw.
         bound: the largest error allowed.
         batch_size: rows of every call if the artifact fixes them, else None.
         advice: the end of the message of an ExportError.
         float64: compare the signatures of float64 rows, too.
+        choice: from what each sample is chosen, or None.
 
     Returns:
         The largest error of each signature.
@@ -71,9 +77,13 @@ def verify(
         parts = [slice(i, i + batch_size) for i in range(0, size, batch_size)]
 
     def compare(name: str, inputs: dict[str, Any], expected: Any, among: Any) -> float:
-        """Return the largest difference; as a share it refers to the largest of ``among``."""
+        """Return the largest difference; as a share it refers to the largest of ``among``.
+
+        ``expected`` may be a function of what the artifact returns.
+        """
         (output,) = call(name, inputs).values()
-        got, want = np.asarray(output, np.float64), np.asarray(expected, np.float64)
+        got = np.asarray(output, np.float64)
+        want = np.asarray(expected(got) if callable(expected) else expected, np.float64)
         if got.shape != want.shape:
             raise ExportError(f"`{name}` returns the shape {got.shape}, Keras {want.shape}.")
         difference = float(np.abs(got - want).max(initial=0.0))
@@ -118,9 +128,47 @@ def verify(
                 inputs = {name: value[part] for name, value in conditions.items()}
                 c = [tf.constant(value) for value in inputs.values()]
                 for seed in (0, 2**31 - 1):
-                    for name, arguments, latent in drawn(part.stop - part.start, seed):
-                        compare(name, arguments | inputs, generator.decode(latent, *c), among)
+                    for name, arguments, numbers in drawn(part.stop - part.start, seed):
+                        expected = (
+                            generator.decode(numbers.latent(0), *c)
+                            if choice is None
+                            else partial(_chosen, generator, numbers, choice, bound, c)
+                        )
+                        compare(name, arguments | inputs, expected, among)
     return errors | {"log_density_nats": nats}
+
+
+def _chosen(
+    generator: Generator,
+    numbers: Draws,
+    choice: Candidates,
+    bound: float,
+    condition: list[tf.Tensor],
+    got: np.ndarray,
+) -> np.ndarray:
+    """Return the samples that Keras chooses; among equally good ones, those nearest to ``got``.
+
+    Candidates are equally good if the values that they are chosen by differ by no more than
+    ``bound``, as a share of the largest value.
+    """
+    sigma = tf.constant(choice.sigma, tf.float32)
+    samples, values, largest = [], [], 0.0
+    for k in range(choice.number):
+        z, value = generator.candidate(numbers, k, sigma, *condition)
+        samples.append(generator.decode(z, *condition).numpy())
+        values.append(value.numpy())
+        terms = [values[-1]]
+        if not generator.relative:  # then the value is a difference of larger ones
+            y = samples[-1] + sigma * numbers.noise(k)
+            terms.append(generator.data_dde.at(y, sigma, *condition).numpy())
+        largest = max(largest, *(np.abs(t[np.isfinite(t)]).max(initial=0.0) for t in terms))
+    rows, value = np.stack(samples), np.stack(values)
+    if got.shape != rows.shape[1:]:
+        return rows[0]
+    value = np.where(np.isnan(value), -np.inf, value)
+    distance = np.abs(rows - got).max(axis=tuple(range(2, rows.ndim)))
+    distance[value < value.max(axis=0) - bound * largest] = np.inf
+    return rows[distance.argmin(axis=0), np.arange(len(got))]
 
 
 def _points(
