@@ -19,18 +19,23 @@ from tfdde.utils.checks import check_positive
 from tfdde.utils.random import Purpose
 
 
-def check_level(noise: Noise, sigma: float | None) -> float:
+def check_level(noise: Noise, sigma: float | None, name: str = "sigma") -> float:
     """Return the level to read a density at, by default ``noise.sigma``.
+
+    Args:
+        noise: of the density.
+        sigma: the user's argument.
+        name: of the argument.
 
     Raises:
         ValueError: ``sigma`` is not a number, or not a level that the density was trained at.
     """
-    sigma = noise.sigma if sigma is None else check_positive(sigma, "sigma")
+    sigma = noise.sigma if sigma is None else check_positive(sigma, name)
     low, high = noise.levels
     if not low <= sigma <= high:
         trained = str(low) if low == high else f"in [{low}, {high}]"
         raise ValueError(
-            f"`sigma` must be {trained}, where this density was trained ({noise!r}), got {sigma}."
+            f"`{name}` must be {trained}, where this density was trained ({noise!r}), got {sigma}."
         )
     return sigma
 

@@ -153,7 +153,7 @@ def test_artifacts_tell_how_they_choose(kind, exported):
     facts, card = about(kind, exported[1][kind])
     assert facts["candidates"] == {"number": 5, "sigma": pytest.approx(0.5)}
     assert "chosen from 5 candidates" in card and "at σ = 0.5 (sampling" in card
-    assert "costs 5 passes" in card
+    assert "costs 5 passes" in card and "in one step" not in card
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -168,7 +168,7 @@ def test_another_level_and_no_choice(relative, tmp_path):
     assert not np.allclose(got, expected("savedmodel", model, 200, 7, 5))
     path, _ = serving.export_savedmodel(tmp_path / "m", model.data_dde, model, candidates=1)
     facts, card = about("savedmodel", path)
-    assert "candidates" not in facts and "candidate" not in card
+    assert "candidates" not in facts and "candidate" not in card and "in one step" in card
     got = sampler("savedmodel", path)(200, 7)
     np.testing.assert_allclose(got, model.sample(200, seed=7), atol=1e-6)
 
@@ -182,7 +182,7 @@ def test_what_can_not_be_chosen_is_refused(kind, tmp_path):
         (model, {"candidates": 0}, "`candidates` must be an integer >= 1, got 0"),
         (model, {"candidates": 2.0}, "`candidates` must be an integer"),
         (model, {"compare_at": SIGMA}, "`compare_at` = 0.5 needs `candidates` > 1"),
-        (model, {"candidates": 2, "compare_at": 0.4}, "`sigma` must be 0.5"),
+        (model, {"candidates": 2, "compare_at": 0.4}, "`compare_at` must be 0.5"),
     ):
         with pytest.raises(ValueError, match=message):
             function(tmp_path / "m", density(), generator, **options)

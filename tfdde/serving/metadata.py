@@ -125,11 +125,12 @@ def card(about: Mapping[str, Any]) -> str:
     A line of the template that consists of an empty placeholder is left out.
     """
     conditions, sampler = about["condition_dim"], about["latent_dim"]
+    one_step = "" if "candidates" in about else " in one step"
     words = {
         "sigma": f"{about['sigma']:.6g}",
         "sigma_unit": about["sigma_unit"],
         "conditions": f", given a condition of {conditions} numbers," if conditions else "",
-        "sampler": ", and a sampler of the same density in one step" if sampler else "",
+        "sampler": f", and a sampler of the same density{one_step}" if sampler else "",
         "signatures": "\n".join(map(_signature, about["signatures"].items())),
         "columns": _columns(about),
         "candidates": _candidates(about.get("candidates")),

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfdde.models.candidates import Candidates, Draws
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
+from tfdde.noise import check_level
 from tfdde.serving import float64_rows
 from tfdde.utils.checks import check_integer
 
@@ -54,6 +55,8 @@ def check_choice(
             f"`candidates` = {candidates} needs a generator, whose log-ratio chooses among them: "
             "this is a density without one."
         )
+    if compare_at is not None:
+        check_level(generator.data_dde.noise, compare_at, "compare_at")
     return generator.check_candidates(candidates, compare_at)
 
 
