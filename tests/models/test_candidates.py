@@ -65,6 +65,21 @@ def test_candidates_are_compared_at_the_level_asked_for():
     assert len(asked) == 1  # one trace for all levels
 
 
+def test_a_level_that_a_decay_has_not_reached_is_told_of():
+    noise = tfdde.Decay(1.0, 0.5, decay_steps=1, rate=1.5)  # steps at 1, 0.667 and 0.5
+    densities = [tfdde.DDE(networks.residual_mlp(2, 4, 1), noise) for _ in range(2)]
+    network = networks.residual_mlp(2, 4, 1, output_shape=2)
+    model = tfdde.Generator(network, *densities, latent_dim=2, dde_steps=1)
+    model.compile(data_optimizer="adam")
+    rows = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
+    model.fit(rows, batch_size=8, epochs=1, verbose=0)
+    with pytest.warns(UserWarning, match=r"compared at sigma = 0.5, .* come down to 0.667"):
+        model.sample_from_candidates(3, 2, seed=0)
+    model.sample_from_candidates(3, 1, seed=0)
+    model.fit(rows, batch_size=8, epochs=1, verbose=0)
+    model.sample_from_candidates(3, 2, seed=0)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import keras
@@ -178,7 +179,17 @@ class Sampler(Trainer):
         low, high = self.data_dde.noise.levels
         if sigma is None:
             sigma = low if low == high else math.sqrt(low * high)
-        return Candidates(number, check_level(self.data_dde.noise, sigma))
+        level = check_level(self.data_dde.noise, sigma)
+        decaying = [dde for dde in (self.data_dde, self.generated_dde) if dde.decaying]
+        if decaying and number > 1:
+            warnings.warn(
+                f"Candidates are compared at sigma = {level:g}, but training has only come down to "
+                f"{max(dde.level_reached for dde in decaying):.3g}: s_q - s_p has never seen noise "
+                f"of {level:g}. Train on until the decay has ended ({self.data_dde.noise!r}).",
+                UserWarning,
+                stacklevel=3,
+            )
+        return Candidates(number, level)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _sample_from_candidates(
