@@ -169,6 +169,8 @@ class Sampler(Trainer):
         """
         count, fixed_seed, *condition = self._checked(n, seed, conditions)
         number, level = self.check_candidates(candidates, sigma)
+        if number == 1:  # there is no choice, for which s_p and s_q would be computed
+            return self._sample(count, fixed_seed, *condition)
         return self._sample_from_candidates(
             count, fixed_seed, tf.constant(number), tf.constant(level, tf.float32), *condition
         )
