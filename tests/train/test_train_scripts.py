@@ -151,25 +151,27 @@ def test_images(tmp_path, idx_folder, name, options):
     assert data_hash(folder, density) == f"crc32:{checksum:08x}"
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
-    """Where MNIST can't be had, and where they are asked for."""
-    folder = tmp_path / "run"
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine where MNIST can't be had."""
 
     def nowhere(name):
-        assert not asked
         raise FileNotFoundError(f"No {name} data.")
 
     monkeypatch.delenv("TFDDE_DATA_DIR", raising=False)
     monkeypatch.setattr("tfdde.datasets.images._from_tfds", nowhere)
+
+
+@pytest.mark.usefixtures("bare")
+def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
     monkeypatch.setitem(mnist.LOG_Z, "residual", (400, 5))
     args = ["--width=16", "--depth=1", "--no-jit", "--steps=100", "--generator-steps=6"]
-    more = ["--dataset=digits", "--candidates=2"] if asked else []
-    assert mnist.main([*args, f"--output={folder}", *more]) == 0
+    assert mnist.main([*args, "--candidates=2", f"--output={folder}"]) == 0
     out = capsys.readouterr().out
-    assert ("MNIST is neither given" in out) is not asked
+    assert "MNIST is neither given" in out
     assert f"Samples, drawn anew every 100 steps: {folder / 'samples.png'}" in out
-    assert f"Export: python export/savedmodel.py {folder}{' --candidates 2' * asked}\n" in out
+    assert f"Export: python export/savedmodel.py {folder} --candidates 2\n" in out
     assert files(folder) >= EXPECTED | {"interpolation.png", "result.json"}
     # The printed likelihood is that of the saved density, on the same noisy test images.
     density = keras.saving.load_model(folder / "density.keras")
@@ -185,6 +187,19 @@ def test_digits_on_a_bare_machine(tmp_path, monkeypatch, capsys, asked):
     generator = keras.saving.load_model(folder / "generator.keras")
     again = generator.data_dde.log_density(images, normalized=True)
     np.testing.assert_allclose(again, density.log_density(images), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("bare")
+def test_digits_that_are_asked_for_are_those_of_a_bare_machine(monkeypatch, capsys):
+    """With the same arguments and images, all that follows is the same."""
+    args, images = mnist.load(["--width=16", "--output=run"], None)
+    assert "MNIST is neither given" in capsys.readouterr().out
+    monkeypatch.setattr("tfdde.datasets.images._from_tfds", None)  # is not called
+    asked, found = mnist.load(["--width=16", "--output=run", "--dataset=digits"], None)
+    assert capsys.readouterr().out == ""
+    assert vars(asked) == vars(args) and asked.dataset == "digits"
+    for name in ("x_train", "x_test", "y_train", "y_test"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(images, name))
 
 
 def test_without_a_trusted_log_z_the_density_stays_unnormalised(tmp_path, capsys, monkeypatch):
