@@ -61,7 +61,7 @@ def test_no_good_request_fails_while_models_are_exchanged(monkeypatch):
     pytest.importorskip("mlserver")
     rows = {}
     monkeypatch.setattr(record, "add", lambda name, row: rows.update({name: row}))
-    options = ["--seconds", "20", "--clients", "4", "--reload-every", "4"]
+    options = ["--seconds", "12", "--clients", "4", "--reload-every", "2.4"]
     assert mlserver_load.main(options) == 0
     requests = rows["mlserver"]["requests"]
     assert set(requests) == {"bad, refused", "good, of density 1", "good, of density 2"}
