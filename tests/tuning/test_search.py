@@ -61,7 +61,7 @@ def test_likelihoods_are_those_of_the_exact_density_and_of_one_densitys_curve(
         partition={"method": "annealed", "samples": 1_000} if levels == "one" else None,
         directory=tmp_path,
     )
-    tuner.search(x, validation_data=held_out, epochs=12, verbose=0)
+    tuner.search(x, validation_data=held_out, epochs=8, verbose=0)
     trials = sorted(tuner.oracle.trials.values(), key=lambda t: -t.score)
     assert [t.status for t in trials] == ["COMPLETED"] * 2
     for trial in trials:
@@ -75,9 +75,9 @@ def test_likelihoods_are_those_of_the_exact_density_and_of_one_densitys_curve(
     assert best.noise.sigma == trials[0].hyperparameters.values["sigma"]
     log_density = best.log_density(held_out, normalized=True).numpy()
     assert log_density.mean() == pytest.approx(trials[0].score, abs=1e-4)
-    assert 1 <= trials[0].metrics.get_best_value("trained") <= 12
+    assert 1 <= trials[0].metrics.get_best_value("trained") <= 8
     if levels == "all":
-        again = tuner.refit(np.concatenate([x, three().sample(500, 3)]), epochs=12, verbose=0)
+        again = tuner.refit(np.concatenate([x, three().sample(500, 3)]), epochs=8, verbose=0)
         fresh = three().sample(4_000, 4)
         values = again.log_density(fresh, normalized=True).numpy()
         units = again.normalization.variance.numpy() ** 0.5
@@ -88,7 +88,7 @@ def test_likelihoods_are_those_of_the_exact_density_and_of_one_densitys_curve(
         hp = keras_tuner.HyperParameters()
         hp.Fixed("sigma", 0.2)
         dde = Densities(x, 0.2, **SMALL).build(hp)
-        many.fit(hp, dde, x, validation_data=held_out, epochs=12, verbose=0)
+        many.fit(hp, dde, x, validation_data=held_out, epochs=8, verbose=0)
         curve = tuning.select_sigma(dde, held_out)
         for trial in trials:
             sigma = np.log(trial.hyperparameters.values["sigma"])
