@@ -168,7 +168,7 @@ def test_hyperband_goes_on_from_the_weights_of_a_shorter_trial(tmp_path, line):
             return super().fit(hp, model, x, **kwargs)
 
     tuner = LikelihoodTuner(
-        oracles.HyperbandOracle(OBJECTIVE, max_epochs=3, factor=3, seed=1),
+        oracles.HyperbandOracle(OBJECTIVE, max_epochs=2, factor=2, seed=1),
         Watched(x, (0.2, 1.0), **SMALL),
         partition=QUICK,
         directory=tmp_path,
