@@ -23,13 +23,14 @@ def test_import_registers_all_that_is_saved_and_needs_no_extra():
     ]
     assert "tfdde.networks.convolutional" in registering
     optional = ["matplotlib", "tensorflow_datasets", "keras_tuner", "sklearn", "ai_edge_litert"]
-    optional += ["apache_beam", "pyarrow"]
+    optional += ["apache_beam", "pandas", "pyarrow"]
     code = (
         "import sys\n"
         f"for name in {optional}: sys.modules[name] = None  # any import of it fails\n"
         "import tfdde\n"
         f"print(set({registering}) - set(sys.modules))\n"
-        "import tfdde.serving\n"
+        "import tfdde.plots, tfdde.runs, tfdde.serving\n"
+        "from tfdde.datasets import Table, load_builtin, load_uci, read_table, split_rows\n"
         f"print([n for n in sys.modules if n.partition('.')[0] in {optional} and sys.modules[n]])"
     )
     done = subprocess.run(

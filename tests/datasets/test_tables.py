@@ -1,7 +1,6 @@
 """Users' tables and built-in sets: what is read, and what is said of bad files."""
 
 import gzip
-import subprocess
 import sys
 
 import numpy as np
@@ -187,15 +186,6 @@ def test_missing_libraries(tmp_path, monkeypatch, absent):
     for call in calls[absent]:
         with pytest.raises(ImportError, match=r"pip install 'tfdde\[tables\]'"):
             call()
-
-
-def test_importing_needs_none_of_them():
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['pandas', 'pyarrow', 'sklearn']))\n"
-        "from tfdde.datasets import Table, load_builtin, load_uci, read_table, split_rows"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
