@@ -1,15 +1,17 @@
 """Held-out log-likelihoods of tfdde and of other estimators, at equal wall-clock budgets.
 
     python benchmarks/likelihoods.py synthetic --seconds 60
-    python benchmarks/likelihoods.py real --seconds 60 --only wine-0 mnist-43 --methods tfdde maf
+    python benchmarks/likelihoods.py real --seconds 60 --only wine-0 diamonds-0 --data-dir DIR
     python benchmarks/likelihoods.py tune --seconds 60 600 --seeds 100 101
     python benchmarks/likelihoods.py report --seconds 60 600 --seeds 0 1 2 3 4
     python benchmarks/likelihoods.py table
 
 Synthetic: the target is the density blurred by N(0, 0.1**2 I), which is known exactly, so that each
-row has its gap to the truth, KL(truth || estimate).  Real: clean held-out rows.  Each method runs
-in a process of its own.  Each pair of data set and method adds a row to results/likelihoods.json as
-soon as it is measured, and a run with the same budget skips rows that are there.
+row has its gap to the truth, KL(truth || estimate).  Real: clean held-out rows, of the splits 0, 1
+and 2; the tables of ``real_tables.py`` are not part of the repository.  Each method runs in a
+process of its own; with ``--clock cpu`` its budget is of processor time.  Each pair of data set and
+method adds a row to results/likelihoods.json as soon as it is measured, and a run with the same
+budget skips rows that are there.
 
 ``tune`` and ``report`` repeat the synthetic sets with several seeds of family, rows and fits, with
 the time for log Z inside the budget (results/likelihood_seeds.json).  ``tune`` measures all four
@@ -25,9 +27,11 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import peers
+import real_tables
 
 # TensorFlow, tfdde and record are imported where they are needed: the processes of the methods
 # import this file too, and those of the flows must have no threads but those of torch.
@@ -37,9 +41,10 @@ TRAIN, VALIDATION, TEST = 50_000, 5_000, 10_000
 FAMILIES = {"mixture": "Mixture", "toys": "RotatedToys", "tails": "HeavyTails", "chain": "Chain"}
 SYNTHETIC = [f"mixture-{n}" for n in (2, 8, 21, 43)] + [f"toys-{n}" for n in (2, 8, 22, 42)]
 SYNTHETIC += [f"tails-{n}" for n in (8, 21)] + [f"chain-{n}" for n in (8, 21)]
-SPLITS = 3  # of the small sets
+SPLITS = 3  # of the real sets but MNIST
+OPTIONS = {method: {"log_z_inside": True} for method in ("tfdde", "tfdde_one_gaussian")}
 REAL = [f"{name}-{k}" for name in ("wine", "breast_cancer", "digits") for k in range(SPLITS)]
-REAL += ["mnist-43"]
+REAL += [f"{name}-{k}" for name in real_tables.TABLES for k in range(SPLITS)] + ["mnist-43"]
 
 
 def make_family(name, seed=0):
@@ -56,6 +61,8 @@ def load_real(name, data_dir):
     kind, number = name.rsplit("-", 1)
     if kind == "mnist":
         table = datasets.load_mnist_components(int(number), data_dir)
+    elif kind in real_tables.TABLES:
+        return real_tables.split(kind, int(number), Path(data_dir) / "tables")
     else:
         table = datasets.load_builtin(kind, seed=int(number))
     return table.x_train, table.x_validation, table.x_test
@@ -115,7 +122,7 @@ def rows_of(what, name, data_dir, seed=0):
     return train, validation, y, SIGMA, family.log_density(y, SIGMA)
 
 
-def run(what, names, methods, seconds, data_dir, again, seed):
+def run(what, names, methods, seconds, data_dir, again, seed, cpu):
     import record
 
     have = {(row["name"], row["budget_seconds"]) for row in read_rows()}
@@ -126,13 +133,14 @@ def run(what, names, methods, seconds, data_dir, again, seed):
             continue
         x_train, x_validation, y, sigma, truth = rows_of(what, name, data_dir, seed)
         for method in todo:
-            row = measure(method, x_train, x_validation, y, seconds, sigma, truth, seed)
+            data = x_train, x_validation, y, seconds, sigma, truth, seed
+            options = OPTIONS.get(method, {}) if len(x_train) >= peers.SMALL else {}
+            row = measure(method, *data, cpu=cpu, **options)
             record.add("likelihoods", {"name": f"{title}, {method}", **row})
 
 
 SEEDS = "likelihood_seeds"  # the results of ``tune`` and ``report``
 FIRST_TUNING_SEED = 100
-OPTIONS = {"tfdde": {"log_z_inside": True}}
 
 
 def best_setting(rows, name, method, seconds):
@@ -256,7 +264,9 @@ def main():
     parser.add_argument("--seconds", type=float, nargs="+", default=[60.0], help="of each fit")
     parser.add_argument("--only", nargs="+", choices=SYNTHETIC + REAL, metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=peers.METHODS, default=[*peers.METHODS])
-    parser.add_argument("--data-dir", help="folder with the IDX files of MNIST")
+    parser.add_argument("--data-dir", help="folder with the IDX files of MNIST and with tables/")
+    text = "that the budget is of: cpu is processor time, for cores that other programs share"
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=text)
     parser.add_argument("--seed", type=int, default=0, help="of synthetic families, rows and fits")
     parser.add_argument("--seeds", type=int, nargs="+", help="of tune (>= 100) and report (< 100)")
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
@@ -270,19 +280,23 @@ def main():
     if args.seed and args.what == "real":
         parser.error("--seed is for synthetic sets")
     names = args.only or names
+    tables = [name for name in names if name.rsplit("-", 1)[0] in real_tables.TABLES]
+    if tables and args.data_dir is None:
+        parser.error(f"--data-dir is needed for {tables[0]}")
     if args.what in ("tune", "report"):
         tuning = args.what == "tune"
         seeds = args.seeds or ([100, 101] if tuning else [0, 1, 2, 3, 4])
         if wrong := [seed for seed in seeds if (seed >= FIRST_TUNING_SEED) != tuning]:
             limit = f"{'>=' if tuning else '<'} {FIRST_TUNING_SEED}"
             parser.error(f"--seeds of {args.what} must be {limit}, got {wrong[0]}")
-        if args.seed or args.again:
-            parser.error(f"--seed and --again are not for {args.what}, which takes --seeds")
+        if args.seed or args.again or args.clock == "cpu":
+            parser.error(f"--seed, --again and --clock are not for {args.what}")
         run_seeds(args.what, names, args.methods, args.seconds, seeds)
         return 0
     if len(args.seconds) > 1 or args.seeds:
         parser.error(f"several --seconds and --seeds are for tune and report, not {args.what}")
-    run(args.what, names, args.methods, args.seconds[0], args.data_dir, args.again, args.seed)
+    cpu = args.clock == "cpu"
+    run(args.what, names, args.methods, args.seconds[0], args.data_dir, args.again, args.seed, cpu)
     return 0
 
 

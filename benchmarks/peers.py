@@ -13,6 +13,7 @@ All work on standardised columns.  torch, scikit-learn and TensorFlow are import
 function that needs them, before its clock starts: their thread pools don't share a process.
 """
 
+import functools
 import itertools
 import math
 import time
@@ -350,8 +351,9 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
         scale.mean, scale.std, scale.log_jacobian = 0.0, 1.0, 0.0
     rows, held_out = scale(x_train), scale(x_validation)
     n = rows.shape[1]
-    noise = tfdde.LogUniform(0.05 if sigma is None else sigma, 8.0)
-    small = len(rows) < 5_000
+    small = len(rows) < SMALL
+    lowest = 0.05 if small else 0.01  # of standardised columns
+    noise = tfdde.LogUniform(lowest if sigma is None else sigma, 8.0)
     width = 64 if small else 256
     dde = tfdde.recipes.table_density(rows, noise, width, 3, seed=seed, base=base)
     # Held-out rows first. A few dozen are too few for log Z, and so are 5,000 for small gaps.
@@ -403,6 +405,7 @@ METHODS = {
     "gaussian_mixture": gaussian_mixture,
     "spline_flow": spline_flow,
     "maf": maf,
+    "tfdde_one_gaussian": functools.partial(denoising, base="gaussian"),
 }
 
 

@@ -23,7 +23,7 @@ from tfdde.partition import from_above
 from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows, check_weights
 
-BASES = {"gaussian": 1, "mixture": 32}  # the most components of each
+BASES = {"gaussian": 1, "mixture": 128}  # the most components of each
 # How the densities of tables are trained.
 EPOCH_STEPS = 50  # at least, between two validations
 STEPS_PER_CALL = 10  # of one compiled call, if they divide those of an epoch
@@ -70,10 +70,10 @@ def table_density(
         seed: of noise and order of the rows; the network's weights are drawn by
             ``keras.utils.set_random_seed``.
         sample_weight: of the rows, shape (rows,), as ``DDE.fit`` takes them.
-        base: what the network corrects: one "gaussian", or a "mixture" of at most 32 Gaussians
+        base: what the network corrects: one "gaussian", or a "mixture" of at most 128 Gaussians
             with a covariance each, if held-out rows are likelier by it
-            (``tfdde.networks.full_mixture``). None: the mixture for few rows of many columns,
-            fewer than 5,000 of 4 to 100, with ``LogUniform`` noise, and one Gaussian for others.
+            (``tfdde.networks.full_mixture``). None: the mixture for 4 to 100 columns with
+            ``LogUniform`` noise, and one Gaussian for others.
         contrast_weight: of ``DDE``; None: 3.5 for few rows of many columns, where log Z may
             otherwise not be trusted at low noise, and 0 for others.
 
@@ -90,10 +90,11 @@ def table_density(
     n, levels = x.shape[1], isinstance(noise, LogUniform)
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
     rows = len(x) if weights is None else np.count_nonzero(weights)
-    few = levels and rows < FEW and from_above.is_for(n)
-    of_rows = GaussianBase(n, most_components=BASES[base or ("mixture" if few else "gaussian")])
+    many_columns = levels and from_above.is_for(n)
+    base = base or ("mixture" if many_columns else "gaussian")
+    of_rows = GaussianBase(n, most_components=BASES[base])
     if contrast_weight is None:
-        contrast_weight = CONTRAST_WEIGHT if few else 0.0
+        contrast_weight = CONTRAST_WEIGHT if many_columns and rows < FEW else 0.0
     dde = DDE(
         network,
         noise,

@@ -70,7 +70,7 @@ def parse(argv):
     add, count, number = parser.add_argument, runs.positive_int, runs.positive_float
     add("--width", type=count, help="units of a layer")
     add("--depth", type=count, help="residual layers")
-    text = "what the network corrects, one Gaussian or several (None: several for few rows)"
+    text = "what the network corrects, one Gaussian or several (None: as held-out rows choose)"
     add("--base", choices=[*recipes.BASES], help=text)
     add("--sigma", type=number, help="lowest noise level")
     add("--sigma-max", type=number, help="highest noise level")

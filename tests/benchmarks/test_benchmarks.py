@@ -4,7 +4,6 @@ import ast
 import time
 from pathlib import Path
 
-import bases
 import families
 import likelihoods
 import mutation
@@ -196,20 +195,6 @@ def test_budgets_can_be_of_processor_time(monkeypatch):
     assert clock.elapsed < 0.25
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--seeds", "5"], "--seeds must be >= 100, got 5"),
-        (["--only", "diamonds"], "--data-dir is needed for diamonds"),
-    ],
-)
-def test_bases_refuse(monkeypatch, capsys, args, message):
-    monkeypatch.setattr("sys.argv", ["bases.py", *args])
-    with pytest.raises(SystemExit):
-        bases.main()
-    assert message in capsys.readouterr().err
-
-
 def test_kernel_density():
     """Against scikit-learn's; its tree's bounds lose digits where the density is tiny."""
     from sklearn.neighbors import KernelDensity
@@ -284,6 +269,8 @@ def test_table_of_seeds_pairs_them():
         (["tune", "--seeds", "5"], "--seeds of tune must be >= 100, got 5"),
         (["report", "--seeds", "0", "100"], "--seeds of report must be < 100, got 100"),
         (["synthetic", "--seconds", "60", "600"], "several --seconds and --seeds are for tune"),
+        (["tune", "--clock", "cpu"], "--seed, --again and --clock are not for tune"),
+        (["real", "--only", "wine-0", "diamonds-0"], "--data-dir is needed for diamonds-0"),
     ],
 )
 def test_protocol_keeps_its_seeds_apart(monkeypatch, capsys, arguments, message):

@@ -216,6 +216,65 @@ def test_rows_that_no_few_gaussians_suffice_for_have_one():
     assert full_mixture.fit_if_it_suffices(x, SIGMA, most=16) is None
 
 
+def test_a_large_gain_takes_more_components():
+    """A hundred narrow ones in twelve columns: 32 are not enough, but far better than one."""
+    rng, n, width = np.random.default_rng(0), 12, 0.05
+    centres = rng.normal(size=(100, n))
+    rows = centres[rng.integers(100, size=20_000)] + width * rng.standard_normal((20_000, n))
+    y = centres[rng.integers(100, size=2_000)] + width * rng.standard_normal((2_000, n))
+    y = noisy(y, width, 1)
+    truth = log_density(y, np.full(100, 0.01), centres, [width**2 * np.eye(n)] * 100, width)
+    gaps = {}
+    for most in (1, 32, 128):
+        base = tfdde.GaussianBase(n, most_components=most)
+        base.adapt(rows, sigma=width)
+        assert base.components == most
+        gaps[most] = np.mean(truth - base(tf.constant(y), tf.constant(width)))
+    assert gaps[1] - gaps[32] > full_mixture.MUCH
+    assert gaps[128] < min(1.0, gaps[32] / 4)
+
+
+def test_too_few_rows_are_not_taken_for_a_sufficient_number():
+    """A curve in twenty columns: 16 components lose by their number, not for want of structure."""
+    rng = np.random.default_rng(0)
+    t = rng.uniform(0, 4 * np.pi, 5_200)
+    curve = np.stack([np.cos(t), np.sin(t), t / 4, np.cos(2 * t)], axis=1)
+    x = np.concatenate([curve, np.zeros((len(t), 16))], axis=1)
+    x += 0.25 * rng.normal(size=x.shape)
+    assert full_mixture.fit_if_it_suffices(x, 0.1, most=128) is None
+
+
+def test_halves_cut_each_component_across_its_widest_axis():
+    rows = noisy(Exact(3).sample(2_000, 1), SIGMA, 2).astype(np.float64)
+    shares = np.eye(3)[np.argsort(np.argsort(rows[:, 0])) // 667]
+    mixture = full_mixture.fit(rows, np.ones(2_000), shares, 0.0, 3)[0]
+    owner = mixture.shares(rows).argmax(axis=1)
+    halves = mixture.halves(rows)
+    np.testing.assert_array_equal(halves.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(halves[:, :3] + halves[:, 3:], np.eye(3)[owner])
+    means, covariances = moments(mixture)
+    for k in range(3):
+        widest = np.linalg.eigh(covariances[k])[1][:, -1]
+        ahead = (rows[owner == k] - means[k]) @ widest > 0
+        upper = halves[owner == k, 3 + k] > 0
+        assert np.all(upper == ahead) or np.all(upper != ahead)
+
+
+def test_shares_that_are_left_out_change_little(monkeypatch):
+    """Of five clusters, each of which hardly shares most rows."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 8, (5, 4))[rng.integers(5, size=2_000)] + rng.standard_normal((2_000, 4))
+    shares = np.eye(5)[np.argsort(np.argsort(rows[:, 0])) // 400]  # which cut the clusters
+    monkeypatch.setattr(full_mixture, "ENOUGH", -np.inf)
+    some, value = full_mixture.fit(rows, np.ones(2_000), shares, 0.0, 20)
+    assert (some.shares(rows) < np.exp(full_mixture.SHUT)).mean() > 0.2
+    monkeypatch.setattr(full_mixture, "SHUT", -np.inf)
+    every, expected = full_mixture.fit(rows, np.ones(2_000), shares, 0.0, 20)
+    assert value == pytest.approx(expected, abs=2e-3)
+    difference = some.log_density(rows) - every.log_density(rows)
+    assert np.sqrt(np.square(difference).mean()) < 0.02
+
+
 def test_heavy_tails_come_first():
     base = tfdde.GaussianBase(2, most_components=8)
     base.adapt(np.random.default_rng(0).standard_t(2, (1_000, 2)))

@@ -32,8 +32,13 @@ FEW, ROWS_EACH, LEAST_HELD_OUT, ERRORS = 5_000, 16, 20, 2.0
 # Twice the components are better if held-out rows gain so many nats each, and such a share of what
 # they have gained on one Gaussian.
 GAIN, SHARE = 0.02, 0.02
+# Where so many are not enough, many rows still take a mixture that gains so many nats on one
+# Gaussian: no network learns so much soon. Then all rows compare more components.
+COMPARED, MUCH, LEAST_ROWS_PER_COLUMN = 32, 5.0, 5
 STARTS = 5  # of k-means
 STEPS, LAST = 20, 5  # of the EM algorithm, and of it with all rows
+# A component's share of a row is looked at again after so many steps if it was below e^-30.
+FULL_STEPS, SHUT = 5, -30.0
 ENOUGH = 2e-3  # it ends before if a step gains less, in nats per row
 LEAST_VARIANCE = 1e-4  # of a component along its axes, in units of the mean variance of a column
 
@@ -55,28 +60,52 @@ class FullMixture(NamedTuple):
     means: np.ndarray
     variances: np.ndarray
 
-    def log_parts(self, rows: np.ndarray, sigma: float = 0.0) -> np.ndarray:
+    def log_parts(
+        self, rows: np.ndarray, sigma: float = 0.0, wanted: np.ndarray | None = None
+    ) -> np.ndarray:
         """Log of each component's share of the density of rows (k, n) with noise, in nats.
 
         The products are computed in the precision of the rows.
 
+        Args:
+            rows: (k, n).
+            sigma: noise level.
+            wanted: which are computed, (k, components); None: all.
+
         Returns:
-            (k, components), float64.
+            (k, components), float64, -inf where not wanted.
         """
         widths = self.variances + sigma**2
         scaled = np.broadcast_to(self.axes, (len(widths), *self.axes.shape[-2:]))
         scaled = scaled / np.sqrt(widths)[:, None, :]
         shifts = self.means / np.sqrt(widths)
         logs = np.log(self.weights) - 0.5 * np.log(2 * math.pi * widths).sum(axis=1)
-        y, parts = rows - self.centre.astype(rows.dtype), np.empty((len(rows), len(logs)))
+        y = rows - self.centre.astype(rows.dtype)
+        parts = np.full((len(rows), len(logs)), -math.inf)
         for k, log in enumerate(logs):
-            u = y @ scaled[k].astype(y.dtype) - shifts[k].astype(y.dtype)
-            parts[:, k] = log - 0.5 * np.einsum("ij,ij->i", u, u)
+            these = slice(None) if wanted is None else np.flatnonzero(wanted[:, k])
+            u = y[these] @ scaled[k].astype(y.dtype) - shifts[k].astype(y.dtype)
+            parts[these, k] = log - 0.5 * np.einsum("ij,ij->i", u, u)
         return parts
 
     def log_density(self, rows: np.ndarray, sigma: float = 0.0) -> np.ndarray:
         """Log-density of rows (k, n) with noise: float64 (k,), in nats."""
         return logsumexp(self.log_parts(rows, sigma), axis=1)
+
+    def shares(self, rows: np.ndarray, sigma: float = 0.0) -> np.ndarray:
+        """Each component's share of the density of rows (k, n) with noise, (k, components)."""
+        parts = self.log_parts(rows, sigma)
+        return np.exp(parts - logsumexp(parts, axis=1, keepdims=True))
+
+    def halves(self, rows: np.ndarray, sigma: float = 0.0) -> np.ndarray:
+        """Shares of rows (k, n) in twice the components, each cut across its widest axis."""
+        y, own = rows - self.centre.astype(rows.dtype), self.log_parts(rows, sigma).argmax(axis=1)
+        widest = self.variances.argmax(axis=1)
+        count = len(self.weights)
+        along = np.moveaxis(self.axes, -1, -2)[np.arange(count), widest].astype(y.dtype)
+        middle = self.means[np.arange(count), widest].astype(y.dtype)
+        upper = np.einsum("ij,ij->i", y, along[own]) > middle[own]
+        return np.eye(2 * count)[own + count * upper]
 
 
 def from_shares(
@@ -108,12 +137,14 @@ def from_shares(
         return FullMixture(centre, np.eye(len(centre)), sums / sums.sum(), means, widths)
     axes, variances = [], []
     for k, mean in enumerate(means):
-        far = (y - mean.astype(y.dtype)) * np.sqrt(shares[:, k])[:, None].astype(y.dtype)
+        own = np.flatnonzero(shares[:, k])
+        far = y[own] - mean.astype(y.dtype)
+        far *= np.sqrt(shares[own, k])[:, None].astype(y.dtype)
         widths, directions = np.linalg.eigh((far.T @ far).astype(np.float64) / sums[k])
         axes.append(directions)
         variances.append(np.maximum(widths, least) - sigma**2)
-    own = np.einsum("kn,knm->km", means, np.array(axes))
-    return FullMixture(centre, np.array(axes), sums / sums.sum(), own, np.array(variances))
+    along = np.einsum("kn,knm->km", means, np.array(axes))
+    return FullMixture(centre, np.array(axes), sums / sums.sum(), along, np.array(variances))
 
 
 def fit(
@@ -125,6 +156,9 @@ def fit(
     diagonal: bool = False,
 ) -> tuple[FullMixture, float]:
     """Run the EM algorithm.
+
+    Of a row and a component that hardly shares it, the share is computed in every fifth step only.
+    That is a partial E-step, with which the likelihood still grows (Neal & Hinton 1998).
 
     Args:
         rows: that have noise of ``sigma`` already, (rows, n).
@@ -140,16 +174,18 @@ def fit(
     centre = np.average(rows, axis=0, weights=weights)
     spread = np.average(np.square(rows - centre), axis=0, weights=weights).mean()
     least = max(sigma**2, LEAST_VARIANCE * spread)
-    value = -math.inf
-    for _ in range(steps):
+    value, wanted = -math.inf, None
+    for step in range(steps):
         weighted = shares * weights[:, None]
         mixture = from_shares(rows, weighted, centre, sigma, least, diagonal)
-        parts = mixture.log_parts(rows, sigma)
+        parts = mixture.log_parts(rows, sigma, wanted)
         total = logsumexp(parts, axis=1)
         last, value = value, float(np.average(total, weights=weights))
         if value < last + ENOUGH:
             break
-        shares = np.exp(parts - total[:, None])
+        parts -= total[:, None]
+        shares = np.where(parts < SHUT, 0.0, np.exp(parts))
+        wanted = None if step % FULL_STEPS == FULL_STEPS - 1 else shares > 0
     return mixture, value
 
 
@@ -171,7 +207,7 @@ def fit_if_it_suffices(
 
     If they are likelier to the last, the rows are no mixture of so few Gaussians but lie along
     something curved. One Gaussian is then the better start for a network, which first has to undo
-    the bends of a mixture that only comes near.
+    the bends of a mixture that only comes near; unless the mixture is likelier by 5 nats.
 
     Fewer than 5,000 rows teach a network little more. Of these, also the mixtures are fitted whose
     components have independent columns, and the held-out rows choose the likeliest of all.
@@ -196,14 +232,12 @@ def fit_if_it_suffices(
     rows = rows + np.float32(sigma) * rng.standard_normal(rows.shape, np.float32)
     first = min(len(rows), ROWS) // 5
     held_out = rows[:first], weights[:first]
-    training = rows[first:ROWS], weights[first:ROWS]
+    training = rows[first:], weights[first:]
     choose = _likeliest if len(rows) < FEW else _sufficient
     best, diagonal = choose(training, held_out, sigma, most, rng)
     if best is None:
         return None
-    parts = best.log_parts(rows, sigma)
-    shares = np.exp(parts - logsumexp(parts, axis=1, keepdims=True))
-    return fit(rows, weights, shares, sigma, LAST, diagonal)[0]
+    return fit(rows, weights, best.shares(rows, sigma), sigma, LAST, diagonal)[0]
 
 
 Weighted = tuple[np.ndarray, np.ndarray]  # rows and their weights
@@ -212,29 +246,62 @@ Choice = tuple[FullMixture | None, bool]  # a mixture, and whether its columns a
 
 def _started(
     training: Weighted, count: int, sigma: float, rng: np.random.Generator, diagonal: bool = False
-) -> FullMixture:
-    """A mixture of so many components, from the best of several k-means."""
+) -> tuple[FullMixture, float]:
+    """A mixture from the best of several k-means, and its log-likelihood of the training rows."""
     shares = np.ones((len(training[0]), 1))
     if count > 1:
         shares = np.eye(count)[_clusters(training[0], count, rng)]
-    return fit(*training, shares, sigma, STEPS, diagonal)[0]
+    return fit(*training, shares, sigma, STEPS, diagonal)
+
+
+def _affordable(rows: np.ndarray, rows_per_column: int) -> int:
+    """The most components of which each has so many rows per column."""
+    return len(rows) // (rows_per_column * (rows.shape[1] + 1))
 
 
 def _sufficient(
     training: Weighted, held_out: Weighted, sigma: float, most: int, rng: np.random.Generator
 ) -> Choice:
-    """The last number of components with a clear gain, if the next has none."""
-    most = min(most, len(training[0]) // (ROWS_PER_COLUMN * (training[0].shape[1] + 1)))
-    best, values, count = None, list[float](), 1
-    while count <= most:
-        mixture = _started(training, count, sigma, rng)
-        likelihood = np.average(mixture.log_density(held_out[0], sigma), weights=held_out[1])
-        gained = values[-1] - values[0] if values else 0.0
-        if values and likelihood < values[-1] + max(GAIN, SHARE * gained):
-            return (best if count > 2 else None), False
-        best, count = mixture, 2 * count
-        values.append(float(likelihood))
-    return None, False
+    """The last number of components with a clear gain, if the next has none.
+
+    Held-out rows may also lose because the components are too many for so few rows. They then
+    lose as much as the training rows gain (Akaike 1974). If the mean of both is a clear gain, the
+    number does not suffice. The mixture is then taken only if its gain on one Gaussian is large.
+    """
+    some = training[0][: ROWS - len(held_out[0])], training[1][: ROWS - len(held_out[0])]
+    compared = min(most, COMPARED, _affordable(some[0], ROWS_PER_COLUMN))
+    best, values, own, count = None, list[float](), 0.0, 1
+    while count <= compared:
+        mixture, own_value = _started(some, count, sigma, rng)
+        value = _likelihood(mixture, held_out, sigma)
+        if values and value - values[-1] < _least(values):
+            if value - values[-1] + own_value - own < 2 * _least(values):
+                return (best if count > 2 else None), False
+            break
+        best, own, count = mixture, own_value, 2 * count
+        values.append(value)
+    if best is None or values[-1] - values[0] < MUCH:
+        return None, False
+    # More components from all rows. k-means of so many would take longer than all the rest.
+    most = min(most, _affordable(training[0], LEAST_ROWS_PER_COLUMN))
+    while 2 * len(best.weights) <= most:
+        mixture = fit(*training, best.halves(training[0], sigma), sigma, STEPS)[0]
+        value = _likelihood(mixture, held_out, sigma)
+        if value - values[-1] < _least(values):
+            break
+        best = mixture
+        values.append(value)
+    return best, False
+
+
+def _likelihood(mixture: FullMixture, held_out: Weighted, sigma: float) -> float:
+    """Of held-out rows, in nats per row."""
+    return float(np.average(mixture.log_density(held_out[0], sigma), weights=held_out[1]))
+
+
+def _least(values: list[float]) -> float:
+    """The least clear gain, after the likelihoods of 1, 2, 4, ... components."""
+    return max(GAIN, SHARE * (values[-1] - values[0]))
 
 
 def _likeliest(
@@ -245,12 +312,12 @@ def _likeliest(
     if len(held_out[0]) < LEAST_HELD_OUT:
         return best
     most = min(most, len(training[0]) // ROWS_EACH)
-    one = _started(training, 1, sigma, rng).log_density(held_out[0], sigma)
+    one = _started(training, 1, sigma, rng)[0].log_density(held_out[0], sigma)
     most_gained = 0.0
     for diagonal in (False, True):
         count, falls, last = 2, 0, -math.inf
         while count <= most and falls < 2:
-            mixture = _started(training, count, sigma, rng, diagonal)
+            mixture = _started(training, count, sigma, rng, diagonal)[0]
             gains = mixture.log_density(held_out[0], sigma) - one
             gain = float(np.average(gains, weights=held_out[1]))
             least = max(GAIN, ERRORS * float(gains.std()) / math.sqrt(len(gains)))

@@ -237,9 +237,9 @@ class GaussianBase(keras.layers.Layer):
         precise = tf.reshape(1.0 / tf.sqrt(widths), (k * n,))
         scaled = tf.matmul(x, axes * precise)
         scaled = tf.nn.bias_add(scaled, tf.reshape(means, (k * n,)) * -precise)
-        gather = np.repeat(np.eye(k, dtype=np.float32), n, axis=0) * np.float32(-0.5)  # (k * n, k)
+        each = tf.reshape(tf.square(scaled), (-1, n))
+        logits = tf.reshape(tf.matmul(each, tf.fill((n, 1), -0.5)), (-1, k))
         logs = tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), axis=-1)
-        logits = tf.matmul(tf.square(scaled), gather)
         logits = tf.nn.bias_add(logits, tf.math.log(weights) - 0.5 * logs)
         return tf.squeeze(log_sum_exp(logits), axis=-1)
 
