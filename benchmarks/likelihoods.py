@@ -134,7 +134,8 @@ def run(what, names, methods, seconds, data_dir, again, seed, cpu):
         x_train, x_validation, y, sigma, truth = rows_of(what, name, data_dir, seed)
         for method in todo:
             data = x_train, x_validation, y, seconds, sigma, truth, seed
-            options = OPTIONS.get(method, {}) if len(x_train) >= peers.SMALL else {}
+            many = what == "real" and len(x_train) >= peers.SMALL
+            options = OPTIONS.get(method, {}) if many else {}
             row = measure(method, *data, cpu=cpu, **options)
             record.add("likelihoods", {"name": f"{title}, {method}", **row})
 
