@@ -32,9 +32,9 @@ FEW, ROWS_EACH, LEAST_HELD_OUT, ERRORS = 5_000, 16, 20, 2.0
 # Twice the components are better if held-out rows gain so many nats each, and such a share of what
 # they have gained on one Gaussian.
 GAIN, SHARE = 0.02, 0.02
-# Where so many are not enough, many rows still take a mixture that gains so many nats on one
-# Gaussian: no network learns so much soon. Then all rows compare more components.
-COMPARED, MUCH, LEAST_ROWS_PER_COLUMN = 32, 5.0, 5
+# Up to 32 components are compared on some rows. Where they gain so many nats on one Gaussian, no
+# network learns so much soon. All rows then compare more components, by a smaller share.
+COMPARED, MUCH, LEAST_ROWS_PER_COLUMN, SMALL_SHARE = 32, 5.0, 5, 0.005
 STARTS = 5  # of k-means
 STEPS, LAST = 20, 5  # of the EM algorithm, and of it with all rows
 # A component's share of a row is looked at again after so many steps if it was below e^-30.
@@ -266,42 +266,38 @@ def _sufficient(
 
     Held-out rows may also lose because the components are too many for so few rows. They then
     lose as much as the training rows gain (Akaike 1974). If the mean of both is a clear gain, the
-    number does not suffice. The mixture is then taken only if its gain on one Gaussian is large.
+    number does not suffice. A mixture whose gain on one Gaussian is large is taken even so, and all
+    rows then decide how many components it has.
     """
     some = training[0][: ROWS - len(held_out[0])], training[1][: ROWS - len(held_out[0])]
     compared = min(most, COMPARED, _affordable(some[0], ROWS_PER_COLUMN))
-    best, values, own, count = None, list[float](), 0.0, 1
+    best, own, count, gained, suffices = None, 0.0, 1, 0.0, False
     while count <= compared:
         mixture, own_value = _started(some, count, sigma, rng)
-        value = _likelihood(mixture, held_out, sigma)
-        if values and value - values[-1] < _least(values):
-            if value - values[-1] + own_value - own < 2 * _least(values):
-                return (best if count > 2 else None), False
-            break
+        if best is not None:
+            gain, least = _gain(mixture, best, held_out, sigma), max(GAIN, SHARE * gained)
+            if gain < least:
+                suffices = gain + own_value - own < 2 * least
+                break
+            gained += gain
         best, own, count = mixture, own_value, 2 * count
-        values.append(value)
-    if best is None or values[-1] - values[0] < MUCH:
-        return None, False
+    if best is None or gained < MUCH:
+        return (best if suffices and count > 2 else None), False
     # More components from all rows. k-means of so many would take longer than all the rest.
     most = min(most, _affordable(training[0], LEAST_ROWS_PER_COLUMN))
     while 2 * len(best.weights) <= most:
         mixture = fit(*training, best.halves(training[0], sigma), sigma, STEPS)[0]
-        value = _likelihood(mixture, held_out, sigma)
-        if value - values[-1] < _least(values):
+        gain = _gain(mixture, best, held_out, sigma)
+        if gain < max(GAIN, SMALL_SHARE * gained):
             break
-        best = mixture
-        values.append(value)
+        best, gained = mixture, gained + gain
     return best, False
 
 
-def _likelihood(mixture: FullMixture, held_out: Weighted, sigma: float) -> float:
-    """Of held-out rows, in nats per row."""
-    return float(np.average(mixture.log_density(held_out[0], sigma), weights=held_out[1]))
-
-
-def _least(values: list[float]) -> float:
-    """The least clear gain, after the likelihoods of 1, 2, 4, ... components."""
-    return max(GAIN, SHARE * (values[-1] - values[0]))
+def _gain(new: FullMixture, old: FullMixture, held_out: Weighted, sigma: float) -> float:
+    """What held-out rows gain, in nats per row."""
+    gains = new.log_density(held_out[0], sigma) - old.log_density(held_out[0], sigma)
+    return float(np.average(gains, weights=held_out[1]))
 
 
 def _likeliest(
