@@ -49,7 +49,7 @@ class GaussianBase(keras.layers.Layer):
     Rows that lie in clusters are nearer to a mixture of Gaussians with a covariance each, whose
     blurred density is known exactly, too. With ``most_components`` above 1, ``adapt`` tries one by
     ``tfdde.networks.full_mixture``. It takes it if held-out rows are likelier than by one Gaussian,
-    and no longer likelier with twice as many.
+    and no longer likelier with twice as many, or if they are far likelier.
 
     >>> base = tfdde.GaussianBase(2, most_components=8)
     >>> clusters = np.repeat([[0.0], [6.0]], 2_000, axis=0)
