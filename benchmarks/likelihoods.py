@@ -37,7 +37,7 @@ import real_tables
 # import this file too, and those of the flows must have no threads but those of torch.
 
 SIGMA = 0.1
-TRAIN, VALIDATION, TEST = 50_000, 5_000, 10_000
+TRAIN, VALIDATION, TEST = real_tables.ROWS
 FAMILIES = {"mixture": "Mixture", "toys": "RotatedToys", "tails": "HeavyTails", "chain": "Chain"}
 SYNTHETIC = [f"mixture-{n}" for n in (2, 8, 21, 43)] + [f"toys-{n}" for n in (2, 8, 22, 42)]
 SYNTHETIC += [f"tails-{n}" for n in (8, 21)] + [f"chain-{n}" for n in (8, 21)]

@@ -273,33 +273,37 @@ def _sufficient(
     """
     some = training[0][: ROWS - len(held_out[0])], training[1][: ROWS - len(held_out[0])]
     compared = min(most, COMPARED, _affordable(some[0], ROWS_PER_COLUMN))
-    best, own, count, gained, suffices = None, 0.0, 1, 0.0, False
+    best, own, values, count, suffices = None, 0.0, list[float](), 1, False
     while count <= compared:
         mixture, own_value = _started(some, count, sigma, rng)
-        if best is not None:
-            gain, least = _gain(mixture, best, held_out, sigma), max(GAIN, SHARE * gained)
-            if gain < least:
-                suffices = gain + own_value - own < 2 * least
-                break
-            gained += gain
+        value = _likelihood(mixture, held_out, sigma)
+        if values and (gain := value - values[-1]) < (least := _least(values, SHARE)):
+            suffices = gain + own_value - own < 2 * least
+            break
         best, own, count = mixture, own_value, 2 * count
-    if best is None or gained < MUCH:
+        values.append(value)
+    if best is None or values[-1] - values[0] < MUCH:
         return (best if suffices and count > 2 else None), False
     # More components from all rows. k-means of so many would take longer than all the rest.
     most = min(most, _affordable(training[0], LEAST_ROWS_PER_COLUMN))
     while 2 * len(best.weights) <= most:
         mixture = fit(*training, best.halves(training[0], sigma), sigma, STEPS)[0]
-        gain = _gain(mixture, best, held_out, sigma)
-        if gain < max(GAIN, SMALL_SHARE * gained):
+        value = _likelihood(mixture, held_out, sigma)
+        if value - values[-1] < _least(values, SMALL_SHARE):
             break
-        best, gained = mixture, gained + gain
+        best = mixture
+        values.append(value)
     return best, False
 
 
-def _gain(new: FullMixture, old: FullMixture, held_out: Weighted, sigma: float) -> float:
-    """What held-out rows gain, in nats per row."""
-    gains = new.log_density(held_out[0], sigma) - old.log_density(held_out[0], sigma)
-    return float(np.average(gains, weights=held_out[1]))
+def _likelihood(mixture: FullMixture, held_out: Weighted, sigma: float) -> float:
+    """Of held-out rows, in nats per row."""
+    return float(np.average(mixture.log_density(held_out[0], sigma), weights=held_out[1]))
+
+
+def _least(values: list[float], share: float) -> float:
+    """The least clear gain, after the likelihoods of 1, 2, 4, ... components."""
+    return max(GAIN, share * (values[-1] - values[0]))
 
 
 def _likeliest(
