@@ -156,6 +156,7 @@ def gaussian_mixture(x_train, x_validation, seconds, sigma, seed):
     }
 
 
+RESERVE = 3.0  # seconds of a budget, for log Z from a mixture base
 SMALL = 5_000  # rows; with fewer, a flow overfits before its budget is spent
 MOVES = 5  # Monte Carlo moves at each level of the ladder; without any, log Z favours a poor fit
 
@@ -330,11 +331,12 @@ def _ladder_seconds(evaluator, starts, levels, samples):
 
 
 def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, base=None):
-    """tfdde's DDE of all noise levels, normalised by the ladder.
+    """tfdde's DDE of all noise levels, normalised from its base or by the ladder.
 
-    The budget is for training; the ladder takes ``log_z_seconds`` more.  With ``log_z_inside``
+    The budget is for training; log Z takes ``log_z_seconds`` more.  With ``log_z_inside``
     the ladder has 1,000 samples, or 4,000 in budgets of 300 s or more, with control variates from
-    the score; three of its levels are timed before the training, which ends so much earlier.
+    the score. Three of its levels are timed before the training, which ends so much earlier, unless
+    the base is a mixture: log Z then comes from the base in a few seconds, which are not set aside.
     With sigma None, rows are standardised, and the normalised likelihood of the validation rows
     chooses the level.  ``base`` is as of ``tfdde.recipes.table_density``.
     """
@@ -342,7 +344,8 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
 
     import tfdde
     from tfdde.partition import ladder
-    from tfdde.partition.from_above import confirmed
+    from tfdde.partition.from_above import confirmed, is_for
+    from tfdde.partition.from_base import at_levels
 
     clock = Clock(seconds)
     keras.utils.set_random_seed(seed)
@@ -363,14 +366,17 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
     training = clock
     if log_z_inside:
         samples = 1_000 if seconds < 300 else 4_000
-        reserve = _ladder_seconds(dde.evaluator, starts, levels, samples)
+        mixture = dde.base.components > 1
+        reserve = RESERVE if mixture else _ladder_seconds(dde.evaluator, starts, levels, samples)
         training = Clock(max(seconds - clock.elapsed - reserve, 0.1 * seconds))
     steps = train_density(dde, rows, training, seed, held_out=held_out if small else None)
     facts = {"steps": steps, "parameters": dde.network.count_params()}
     facts |= {"base": base, "base_components": dde.base.components}
     start = clock.elapsed
-    partitions = ladder.ladder(
-        dde.evaluator if log_z_inside else dde.at,
+    partitions = at_levels(
+        len(levels),
+        dde.evaluator,
+        dde.proposal if is_for(n) else None,
         starts,
         levels,
         samples=samples,
@@ -390,6 +396,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
         log_z = max(usable, key=lambda z: at_level(held_out[:5_000], z).mean())
     facts |= {
         "sigma": log_z.sigma,
+        "log_z_method": log_z.method,
         "log_z": log_z.value,
         "log_z_standard_error": log_z.standard_error,
         "log_z_trusted": log_z.trusted,

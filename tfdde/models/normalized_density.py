@@ -19,6 +19,7 @@ from tfdde.models.smoothed_density import SmoothedDensity
 from tfdde.noise import LogUniform
 from tfdde.partition.estimate import estimate, estimate_by_condition
 from tfdde.partition.evaluator import Evaluator
+from tfdde.partition.from_base import Base
 from tfdde.partition.result import LogPartition, LogPartitions
 from tfdde.utils.checks import (
     check_conditions,
@@ -188,7 +189,7 @@ class NormalizedDensity(SmoothedDensity):
         self._trace_anew()
 
     def _trace_anew(self) -> None:
-        for name in ("evaluator", "_log_density", "_score"):
+        for name in ("evaluator", "proposal", "_log_density", "_score"):
             self.__dict__.pop(name, None)
         self.train_function = self.test_function = None
 
@@ -333,6 +334,11 @@ class NormalizedDensity(SmoothedDensity):
         """s(x, sigma) of rows as ``inside`` makes them, traced once for all estimates of log Z."""
         return Evaluator(self.at, self.data_shape, by_row=True)
 
+    @cached_property
+    def proposal(self) -> Base | None:
+        """The base, for log Z by importance sampling from it."""
+        return self.base and Base(self.base, Evaluator(self.base, self.data_shape))
+
     def log_partition(
         self,
         data: Any,
@@ -358,8 +364,10 @@ class NormalizedDensity(SmoothedDensity):
 
         Args:
             data: array of shape (rows, *data_shape), preferably not the training data.
-            method: "ladder" (needs ``LogUniform`` noise, and is then the default), "importance"
-                (the default otherwise) or "annealed"; see ``tfdde.partition``.
+            method: "ladder" (needs ``LogUniform`` noise), "importance" or "annealed"; see
+                ``tfdde.partition``. By default "ladder" with ``LogUniform`` noise, or in 4 to 100
+                columns importance sampling from ``base`` where it is near enough; otherwise
+                "importance".
             conditions: of the rows, for a conditional density: array of shape
                 (rows, condition_dim), or (1, condition_dim) for all rows alike; at most 100
                 distinct ones, with at least 100 rows of each.
@@ -371,9 +379,9 @@ class NormalizedDensity(SmoothedDensity):
                 many, by default 50,000.
             moves: Hamiltonian moves at each level of "ladder" and "annealed".
             seed: of the samples.
-            precision: half-width in nats of the 95 % interval; the ladder then takes as many
-                samples as that needs (``tfdde.partition.to_precision``), at least 500 at each
-                level.
+            precision: half-width in nats of the 95 % interval; the ladder (or sampling from the
+                base) then takes as many samples as that needs (``tfdde.partition.to_precision``),
+                at least 500 at each level.
             verbose: 0 is silent; 1 says what the ladder costs and shows a progress bar, 2 shows a
                 line instead of the bar. The other methods are silent.
 
@@ -405,7 +413,8 @@ class NormalizedDensity(SmoothedDensity):
         self._warn_of_low_noise(rows)
         result: LogPartition | LogPartitions
         if c is None:
-            result = estimate(self.evaluator, rows, *settings, weights, precision, verbose)
+            how = weights, precision, verbose, self.proposal
+            result = estimate(self.evaluator, rows, *settings, *how)
             result = doubted(result, self.caps, rows[0].size)
             self._known_log_z.add(None, result)
         else:

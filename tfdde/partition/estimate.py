@@ -14,7 +14,8 @@ from tfdde.noise import LogUniform, Noise, check_level
 from tfdde.partition.annealed import annealed
 from tfdde.partition.evaluator import Evaluator, LogDensity
 from tfdde.partition.far_field import checked
-from tfdde.partition.from_above import confirmed_at_one_level
+from tfdde.partition.from_above import confirmed_at_one_level, is_for
+from tfdde.partition.from_base import Base, precise_from_base
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
 from tfdde.partition.result import LogPartition, LogPartitions
@@ -122,8 +123,12 @@ def estimate(
     weights: np.ndarray | None = None,
     precision: float | None = None,
     verbose: int = 0,
+    base: Base | None = None,
 ) -> LogPartition:
     """Estimate log Z by the method that suits the noise, or the one asked for, and check it.
+
+    With many noise levels in 4 to 100 columns that is importance sampling from the base, where it
+    is near enough (``from_base``), and otherwise the ladder.
 
     Args:
         log_density: maps x (rows, *shape) and sigma () to s (rows,), or its ``Evaluator``.
@@ -132,6 +137,7 @@ def estimate(
         method, sigma, samples, moves, seed: as of ``DDE.log_partition``.
         weights: of the rows, positive float64 (rows,), by default equal.
         precision, verbose: as of ``DDE.log_partition``.
+        base: of the density, or None.
 
     Raises:
         ValueError: fewer than 2 rows, an unknown method or one that does not suit the noise or
@@ -145,6 +151,7 @@ def estimate(
             f"{weights.shape} with a minimum of {weights.min(initial=np.inf):g}."
         )
     many = isinstance(noise, LogUniform)
+    from_base_first = method is None and many and is_for(data[0].size)
     method = method or ("ladder" if many else "importance")
     if method not in ("ladder", "importance", "annealed"):
         raise ValueError(f'`method` must be "ladder", "importance" or "annealed", got {method!r}.')
@@ -171,7 +178,14 @@ def estimate(
     levels = np.array([level])
     if isinstance(noise, LogUniform) and level < noise.maximum:
         levels = ladder_levels(level, noise.maximum, data[0].size)
-    if method == "importance":
+    result, reason = None, ""
+    if base is not None and from_base_first:
+        result = precise_from_base(
+            evaluate, base, data, level, samples, seed, weights, precision=precision
+        )
+    if result is not None:
+        method = result.method
+    elif method == "importance":
         result = importance(evaluate, data, level, samples, seed, weights)
     elif method == "annealed":
         result = annealed(evaluate, data, levels, samples, max(moves, 1), seed, weights=weights)
@@ -182,10 +196,10 @@ def estimate(
         result, reason = ladder_to(precision, evaluate, data, levels, *settings)
     if isinstance(noise, LogUniform) and (moves or method != "ladder"):
         result = confirmed_at_one_level(
-            result, evaluate, data, levels, noise.minimum, moves, seed, weights
+            result, evaluate, data, levels, noise.minimum, moves, seed, weights, base
         )
     result = checked([result], evaluate, data, seed)[0]
-    if precision is not None and not 0.5 * (result.upper - result.lower) <= precision:
+    if precision is not None and not result.half_width <= precision:
         reason = reason or f"The checks have widened the interval of log Z: {result}."
         warnings.warn(f"`precision` was not reached. {reason}", UserWarning, stacklevel=3)
     return result

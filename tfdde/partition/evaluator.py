@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.stats import Covariance, multivariate_normal
 
+from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.heavy_tails import Mixture, fit_if_heavy_tailed
 from tfdde.partition.hmc import Moves
 
@@ -72,6 +73,30 @@ class BlurredMixture:
     def log_density(self, x: np.ndarray) -> np.ndarray:
         """Return the log-density of rows (count, n): float64 (count,), in nats."""
         return self._mixture.log_density(x.astype(np.float64))
+
+
+class BlurredBase:
+    """The base that a density corrects, plus noise: a normalised density at every level.
+
+    Args:
+        base: of the density.
+        evaluate: of the base.
+        sigma: noise level.
+    """
+
+    def __init__(self, base: GaussianBase, evaluate: Evaluator, sigma: float):
+        self._base, self._evaluate, self._sigma = base, evaluate, sigma
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return float32 rows (count, n)."""
+        return self._base.sample(count, self._sigma, rng)
+
+    def log_density(self, x: np.ndarray) -> np.ndarray:
+        """Return the log-density of rows (count, n): float64 (count,), in nats."""
+        return self._evaluate(x, self._sigma)
+
+
+Normalized = Gaussian | BlurredMixture | BlurredBase  # a density that is sampled and known
 
 
 def reference(

@@ -25,14 +25,15 @@ from scipy.special import logsumexp
 from tfdde.partition.descent import descend
 from tfdde.partition.evaluator import Evaluator, Gaussian, reference
 from tfdde.partition.far_field import DIMENSIONS, NOT_INTEGRABLE
+from tfdde.partition.from_base import Base, at_levels
 from tfdde.partition.hmc import MOST_ENTRIES, inverse_root
-from tfdde.partition.ladder import ladder, ladder_levels
+from tfdde.partition.ladder import ladder_levels
 from tfdde.partition.result import TRUSTED_ERROR, LogPartition
 from tfdde.utils.random import Purpose
 from tfdde.utils.statistics import QUANTILE
 
 SAMPLES, MOVES = 4_000, 2  # of annealing; with one move the estimate varies far more
-FEW = 1_000  # samples of the ladder, at levels below the one that is asked for
+FEW = 1_000  # samples at levels below the one that is asked for
 SHOWN = 1_000  # rows with noise that show the shape of a level
 ERRORS, MARGIN = 3.0, 0.1  # standard errors and nats of an excess that chance may make
 REACH = 3.0  # times the highest doubted level: the levels up to there are doubted as well
@@ -220,6 +221,7 @@ def confirmed_at_one_level(
     moves: int,
     seed: int = 0,
     weights: np.ndarray | None = None,
+    base: Base | None = None,
 ) -> LogPartition:
     """``confirmed`` for the estimate at the lowest of ``sigmas``.
 
@@ -229,6 +231,7 @@ def confirmed_at_one_level(
         estimate, evaluate, data, sigmas, seed: as for ``confirmed``.
         minimum: lowest level that was trained.
         moves, weights: as for ``ladder``.
+        base: of the density.
     """
     if not (estimate.trusted and is_for(data[0].size)):
         return estimate
@@ -237,7 +240,8 @@ def confirmed_at_one_level(
     if low < estimate.sigma:
         below = ladder_levels(low, estimate.sigma, data[0].size)[:-1]
         sigmas = np.concatenate([below, sigmas])
-        lower = ladder(evaluate, data, sigmas, FEW, moves, seed, weights)[: len(below)]
+        settings = FEW, moves, seed, weights
+        lower = at_levels(len(below), evaluate, base, data, sigmas, *settings)
     return confirmed([estimate, *lower], evaluate, data, sigmas, seed)[0]
 
 

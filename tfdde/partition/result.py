@@ -64,6 +64,11 @@ class LogPartition:
         return dataclasses.replace(self, standard_error=error, lower=lower, upper=upper)
 
     @property
+    def half_width(self) -> float:
+        """Half of the interval's width, in nats."""
+        return 0.5 * (self.upper - self.lower)
+
+    @property
     def trusted(self) -> bool:
         """Whether a log-likelihood may be built on it.
 

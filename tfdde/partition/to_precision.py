@@ -77,7 +77,7 @@ def ladder_to(
         drawn = list(followed(steps, count * len(sigmas), price, verbose))
         batches += [drawn[i : i + len(sigmas)] for i in range(0, len(drawn), len(sigmas))]
         estimate, descents = _of_all(batches, len(data), sigmas[0], sampler.effective_share)
-        half, samples = _half_width(estimate), BATCH * len(batches)
+        half, samples = estimate.half_width, BATCH * len(batches)
         if half <= precision or estimate.doubt or not math.isfinite(half):
             return estimate, ""
         drift, error = descents[0].minus(descents[1]) if descents[1:] else (0.0, 0.0)
@@ -102,10 +102,6 @@ def ladder_to(
             )
         goal = min(needed // BATCH, 3 * len(batches))
         aim = f"half-width {half:.3g} so far, {precision:g} needs about "
-
-
-def _half_width(estimate: LogPartition) -> float:
-    return 0.5 * (estimate.upper - estimate.lower)
 
 
 def _of_all(
