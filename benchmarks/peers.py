@@ -336,7 +336,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
     The budget is for training; log Z takes ``log_z_seconds`` more.  With ``log_z_inside``
     the ladder has 1,000 samples, or 4,000 in budgets of 300 s or more, with control variates from
     the score. Three of its levels are timed before the training, which ends so much earlier, unless
-    the base is a mixture: log Z then comes from the base in a few seconds, which are not set aside.
+    the base is a mixture: log Z then comes from the base, for which three seconds are set aside.
     With sigma None, rows are standardised, and the normalised likelihood of the validation rows
     chooses the level.  ``base`` is as of ``tfdde.recipes.table_density``.
     """
@@ -355,7 +355,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
     rows, held_out = scale(x_train), scale(x_validation)
     n = rows.shape[1]
     small = len(rows) < SMALL
-    lowest = 0.05 if small else 0.01  # of standardised columns
+    lowest = 0.05 if small else 0.001  # of standardised columns
     noise = tfdde.LogUniform(lowest if sigma is None else sigma, 8.0)
     width = 64 if small else 256
     dde = tfdde.recipes.table_density(rows, noise, width, 3, seed=seed, base=base)

@@ -150,7 +150,7 @@ def test_no_component_is_narrower_than_the_noise():
     assert np.mean(truth - mixture.log_density(y, SIGMA)) < 0.02
     without = full_mixture.fit_if_it_suffices(x, 0.0, most=16)
     assert np.isfinite(without.log_density(x)).all()
-    assert without.variances.min() >= 0.99e-4 * x.var(axis=0).mean()
+    assert without.variances.min() >= 0.99 * full_mixture.LEAST_VARIANCE * x.var(axis=0).mean()
 
 
 def test_weights_count_rows():

@@ -40,7 +40,7 @@ STEPS, LAST = 20, 5  # of the EM algorithm, and of it with all rows
 # A component's share of a row is looked at again after so many steps if it was below e^-30.
 FULL_STEPS, SHUT = 5, -30.0
 ENOUGH = 2e-3  # it ends before if a step gains less, in nats per row
-LEAST_VARIANCE = 1e-4  # of a component along its axes, in units of the mean variance of a column
+LEAST_VARIANCE = 1e-6  # of a component along its axes, in units of the mean variance of a column
 
 
 class FullMixture(NamedTuple):
