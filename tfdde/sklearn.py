@@ -48,11 +48,11 @@ class DDEstimator(DensityMixin, BaseEstimator):
     """Normalised log-density of tabular data, and samples of it, as a scikit-learn estimator.
 
     A ``tfdde.tables.Schema`` standardises the columns, a ``DDE`` is trained at all noise levels
-    from ``sigma`` to ``sigma_max``, and the ladder finds log Z at ``sigma``.  The density is that
-    of the data blurred by ``sigma`` standard deviations of each column.  A column with heavy tails
-    is blurred in its asinh, which is nearly a logarithm far from the centre.  If log Z can't be
-    trusted, ``fit`` warns and ``score_samples`` raises an error, so that a search never compares
-    log-densities that are not normalised.
+    from ``sigma`` to ``sigma_max``, and its ``log_partition`` finds log Z at ``sigma``.  The
+    density is that of the data blurred by ``sigma`` standard deviations of each column.  A column
+    with heavy tails is blurred in its asinh, which is nearly a logarithm far from the centre.  If
+    log Z can't be trusted, ``fit`` warns and ``score_samples`` raises an error, so that a search
+    never compares log-densities that are not normalised.
 
     >>> from tfdde.sklearn import DDEstimator
     >>> small = {"width": 16, "depth": 1, "steps": 60}
@@ -81,7 +81,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
         steps: gradient steps.
         batch_size: rows of a step, each with two opposite noises; may exceed the rows of X.
         learning_rate: Adam's at the start; it falls to 0 by a cosine.
-        partition_samples: samples at each noise level of the ladder, >= 200.
+        partition_samples: samples for log Z, of the ladder at each noise level, >= 200.
         missing: "impute": draws of a column's other values stand for missing values (NaN) in
             training, and its median in rows to score; None refuses missing values.
         dependent: "drop": the density is that of the columns without those that are linear

@@ -10,9 +10,8 @@ noise within a step, with heavy tails, whose asinh is learned, and on request wi
 and dependent columns. What was done to a column is printed.
 
 The columns are standardised, and s(x, sigma) is trained at all noise levels from --sigma to
---sigma-max at once. The weights of the epoch with the lowest validation loss are kept. The ladder
-gives log Z at each level, and the validation rows choose the level at which the test rows are
-evaluated.
+--sigma-max at once. The weights of the epoch with the lowest validation loss are kept. log Z is
+found at each level, and the validation rows choose the level at which the test rows are evaluated.
 
 With --paper one level falls from --sigma-max to --sigma, and log Z is from importance sampling.
 The Gaussian base, the averaged and validated weights, and dividing sigma by 1.1 every 16 epochs
