@@ -355,10 +355,14 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
     rows, held_out = scale(x_train), scale(x_validation)
     n = rows.shape[1]
     small = len(rows) < SMALL
-    lowest = 0.05 if small else 0.001  # of standardised columns
-    noise = tfdde.LogUniform(lowest if sigma is None else sigma, 8.0)
-    width = 64 if small else 256
-    dde = tfdde.recipes.table_density(rows, noise, width, 3, seed=seed, base=base)
+    # Of standardised columns. What is thinner a mixture sees, but hardly a network.
+    lowest = (0.05,) if small else (0.001, 0.01)
+    for level in lowest if sigma is None else (sigma,):
+        noise = tfdde.LogUniform(level, 8.0)
+        settings = 64 if small else 256, 3
+        dde = tfdde.recipes.table_density(rows, noise, *settings, seed=seed, base=base)
+        if dde.base.components > 1:
+            break
     # Held-out rows first. A few dozen are too few for log Z, and so are 5,000 for small gaps.
     samples = 20_000 if n <= 10 else 5_000
     starts = np.concatenate([held_out, rows])[:samples]
