@@ -163,3 +163,14 @@ def test_every_level_is_read_from_the_base(constant):
     assert all(z.trusted or z.doubt == tuning.curve.UNCHECKED for z in curve.partitions)
     assert curve.partitions[curve.best].trusted
     assert dataclasses.replace(curve.partitions[0], doubt="").sigma == LOW
+
+
+def test_what_takes_the_time_is_told(constant, capsys):
+    data = ROWS.sample(1_000, seed=2)
+    quiet = constant.log_partition(data)
+    assert not capsys.readouterr().out
+    assert constant.log_partition(data, verbose=2) == quiet
+    told = capsys.readouterr().out
+    levels = len(ladder_levels(LOW, TOP, N))
+    assert f"log Z: checked by annealing, {levels} noise levels, 4,000 samples at each" in told
+    assert f"{levels}/{levels}" in told

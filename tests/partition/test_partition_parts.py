@@ -182,7 +182,7 @@ def test_the_noise_chooses_the_method_and_its_levels(
 
     def confirmed(estimate, evaluate, rows, sigmas, minimum, *settings):
         assert estimate is found and evaluate is evaluator and rows is data
-        assert minimum == 0.1 and settings == (moves, 9, weights, None)
+        assert minimum == 0.1 and settings == (moves, 9, weights, None, 0)
         confirmations.append(sigmas)
         return estimate
 

@@ -382,8 +382,8 @@ class NormalizedDensity(SmoothedDensity):
             precision: half-width in nats of the 95 % interval; the ladder (or sampling from the
                 base) then takes as many samples as that needs (``tfdde.partition.to_precision``),
                 at least 500 at each level.
-            verbose: 0 is silent; 1 says what the ladder costs and shows a progress bar, 2 shows a
-                line instead of the bar. The other methods are silent.
+            verbose: 0 is silent; 1 says what the ladder and its check cost and shows a progress
+                bar, 2 shows a line instead of the bar. The other methods are silent.
 
         Returns:
             The estimate with its error, or those of all conditions. A ``UserWarning`` is issued

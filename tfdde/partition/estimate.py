@@ -196,7 +196,7 @@ def estimate(
         result, reason = ladder_to(precision, evaluate, data, levels, *settings)
     if isinstance(noise, LogUniform) and (moves or method != "ladder"):
         result = confirmed_at_one_level(
-            result, evaluate, data, levels, noise.minimum, moves, seed, weights, base
+            result, evaluate, data, levels, noise.minimum, moves, seed, weights, base, verbose
         )
     result = checked([result], evaluate, data, seed)[0]
     if precision is not None and not result.half_width <= precision:

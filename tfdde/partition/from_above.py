@@ -28,6 +28,7 @@ from tfdde.partition.far_field import DIMENSIONS, NOT_INTEGRABLE
 from tfdde.partition.from_base import Base, at_levels
 from tfdde.partition.hmc import MOST_ENTRIES, inverse_root
 from tfdde.partition.ladder import ladder_levels
+from tfdde.partition.progress import cost, followed
 from tfdde.partition.result import TRUSTED_ERROR, LogPartition
 from tfdde.utils.random import Purpose
 from tfdde.utils.statistics import QUANTILE
@@ -78,6 +79,7 @@ def annealing_from_above(
     samples: int = SAMPLES,
     moves: int = MOVES,
     population: int = 0,
+    verbose: int = 0,
 ) -> list[Level]:
     """Estimate log Z at all noise levels by one annealing through them, from the highest down.
 
@@ -104,6 +106,7 @@ def annealing_from_above(
         samples: of the highest level, which are then annealed.
         moves: Monte Carlo steps at each level.
         population: number of the population; each has samples of its own.
+        verbose: 1 or 2 says what it costs and shows how far it is, as in Keras.
 
     Returns:
         The result at each of ``sigmas``.
@@ -116,7 +119,8 @@ def annealing_from_above(
     moved = partial(_moved, evaluate, rows, moves)
     found: list[Level] = []
     way = descend(evaluate, y, first.log_density(y), sigmas[::-1], moved, rng)
-    for sigma, value, error, y, _ in way:
+    price = f"checked by annealing, {cost(len(sigmas), samples, moves)}"
+    for sigma, value, error, y, _ in followed(way, len(sigmas), price, verbose):
         if not math.isfinite(value):  # nothing is shown from here on
             found += [Level(value, error)] * (len(sigmas) - len(found))
             break
@@ -177,6 +181,7 @@ def confirmed(
     data: np.ndarray,
     sigmas: np.ndarray,
     seed: int = 0,
+    verbose: int = 0,
 ) -> list[LogPartition]:
     """Return the estimates, with a ``doubt`` or a wider interval where annealing gives more.
 
@@ -192,10 +197,12 @@ def confirmed(
         data: float32 rows, shape (rows, *shape).
         sigmas: increasing noise levels, of which neighbours overlap (``ladder.ladder_levels``).
         seed: of the samples.
+        verbose: as of ``annealing_from_above``.
     """
     if not is_for(data[0].size):
         return list(estimates)
-    found = annealing_from_above(evaluate, data, sigmas, seed)
+    annealed = partial(annealing_from_above, evaluate, data, sigmas, seed, verbose=verbose)
+    found = annealed()
     places = [int(np.abs(sigmas - estimate.sigma).argmin()) for estimate in estimates]
 
     def compared() -> list[LogPartition]:
@@ -205,7 +212,7 @@ def confirmed(
     changed = [k for k, z in enumerate(estimates) if result[k] != z]
     if not all(beyond_doubt(estimates[k], found[places[k]]) for k in changed):
         # As chance alone makes it in a sixth of the cases.
-        again = annealing_from_above(evaluate, data, sigmas, seed, population=1)
+        again = annealed(population=1)
         found = [mean_of(*levels) for levels in zip(found, again, strict=True)]
         result = compared()
     missing = [new.sigma for z, new in zip(estimates, result, strict=True) if new.doubt != z.doubt]
@@ -222,6 +229,7 @@ def confirmed_at_one_level(
     seed: int = 0,
     weights: np.ndarray | None = None,
     base: Base | None = None,
+    verbose: int = 0,
 ) -> LogPartition:
     """``confirmed`` for the estimate at the lowest of ``sigmas``.
 
@@ -232,6 +240,7 @@ def confirmed_at_one_level(
         minimum: lowest level that was trained.
         moves, weights: as for ``ladder``.
         base: of the density.
+        verbose: as of ``confirmed``.
     """
     if not (estimate.trusted and is_for(data[0].size)):
         return estimate
@@ -242,7 +251,7 @@ def confirmed_at_one_level(
         sigmas = np.concatenate([below, sigmas])
         settings = FEW, moves, seed, weights
         lower = at_levels(len(below), evaluate, base, data, sigmas, *settings)
-    return confirmed([estimate, *lower], evaluate, data, sigmas, seed)[0]
+    return confirmed([estimate, *lower], evaluate, data, sigmas, seed, verbose)[0]
 
 
 def near(estimate: LogPartition, sigma: float) -> LogPartition:
