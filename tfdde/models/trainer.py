@@ -438,6 +438,11 @@ class Trainer(keras.Model):
         return function
 
     def maybe_jit(self, function: Callable) -> Callable:
-        """Trace ``function``, which runs within one replica, with XLA if `compile` asked for it."""
+        """Trace ``function``, which runs within one replica, with XLA if `compile` asked for it.
+
+        With ``run_eagerly`` it is left as it is, so that a debugger can follow it.
+        """
+        if self.run_eagerly:
+            return function
         jit = bool(self.jit_compile)
         return tf.function(function, jit_compile=jit, reduce_retracing=True, autograph=False)
