@@ -131,11 +131,17 @@ class Evaluator:
     def __init__(self, log_density: LogDensity, shape: tuple[int, ...], by_row: bool = False):
         self.shape, self._by_row = tuple(shape), by_row
         self.log_density = log_density
-        rows = tf.TensorSpec((None, math.prod(shape)), tf.float32)
+        level = tf.TensorSpec((), tf.float32)
         self._moves: dict[tuple[Callable[..., tf.Tensor], int | None], Moves] = {}
+        # What is traced for one level, and its gradient, is part of whatever is compiled below.
+        self._at_one_level = tf.function(
+            log_density,
+            input_signature=[tf.TensorSpec((None, *self.shape), tf.float32), level],
+            autograph=False,
+        )
         self._compiled = tf.function(
             self.flat,
-            input_signature=[rows, tf.TensorSpec((), "float32")],
+            input_signature=[tf.TensorSpec((None, math.prod(shape)), tf.float32), level],
             autograph=False,
         )
 
@@ -172,12 +178,12 @@ class Evaluator:
         """
         x = tf.reshape(rows, (-1, *self.shape))
         if sigma.shape.rank == 0:
-            return self.log_density(x, sigma)
+            return self._at_one_level(x, sigma)
         if self._by_row:
             return self.log_density(x, tf.repeat(sigma, tf.shape(x)[0] // tf.shape(sigma)[0]))
         levels = tf.unstack(sigma)
         parts = zip(tf.split(x, len(levels)), levels, strict=True)
-        return tf.concat([self.log_density(*part) for part in parts], axis=0)
+        return tf.concat([self._at_one_level(*part) for part in parts], axis=0)
 
     def __call__(self, rows: np.ndarray, sigma: float) -> np.ndarray:
         level = tf.constant(sigma, tf.float32)
