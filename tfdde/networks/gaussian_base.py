@@ -259,10 +259,14 @@ class GaussianBase(keras.layers.Layer):
             weights = self._mixture["weights"].numpy().astype(np.float64)
             picked = rng.choice(len(weights), count, p=weights / weights.sum())
             means, variances = means[picked], variances[picked]
-            axes = axes if self.shared_axes else axes[picked]
         u = means + np.sqrt(variances + sigma**2) * rng.standard_normal((count, len(centre)))
-        rows = u @ axes.T if axes.ndim == 2 else np.einsum("ij,ikj->ik", u, axes)
-        return (centre + rows).astype(np.float32)
+        if axes.ndim == 2:
+            return (centre + u @ axes.T).astype(np.float32)
+        rows = np.empty((count, len(centre)), np.float32)
+        for k, own_axes in enumerate(axes):
+            own = picked == k
+            rows[own] = centre + u[own] @ own_axes.T
+        return rows
 
     def scaled(self, x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """Centre x and divide it by the root mean square deviation of the data with noise.
