@@ -14,7 +14,6 @@ from tfdde import networks
 from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks import convolutional, initial_weights
-from tfdde.networks.full_mixture import FEW
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.normalization import row_dtype
 from tfdde.noise import LogUniform, Noise
@@ -28,7 +27,7 @@ BASES = {"gaussian": 1, "mixture": 128}  # the most components of each
 EPOCH_STEPS = 50  # at least, between two validations
 STEPS_PER_CALL = 10  # of one compiled call, if they divide those of an epoch
 VALIDATION_ROWS = 4_096  # noisy ones; few rows are repeated, each time with other noise
-CONTRAST_WEIGHT = 3.5  # for few rows of many columns
+CONTRAST_WEIGHT, CONTRASTED = 3.5, 10_000  # for fewer rows than that, of many columns
 ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
 
 
@@ -74,8 +73,8 @@ def table_density(
             with a covariance each, if held-out rows are likelier by it
             (``tfdde.networks.full_mixture``). None: the mixture for 4 to 100 columns with
             ``LogUniform`` noise, and one Gaussian for others.
-        contrast_weight: of ``DDE``; None: 3.5 for few rows of many columns, where log Z may
-            otherwise not be trusted at low noise, and 0 for others.
+        contrast_weight: of ``DDE``; None: 3.5 for fewer than 10,000 rows of 4 to 100 columns,
+            where log Z may otherwise not be trusted at low noise, and 0 for others.
 
     Returns:
         A ``DDE`` that is not compiled yet.
@@ -94,7 +93,7 @@ def table_density(
     base = base or ("mixture" if many_columns else "gaussian")
     of_rows = GaussianBase(n, most_components=BASES[base])
     if contrast_weight is None:
-        contrast_weight = CONTRAST_WEIGHT if many_columns and rows < FEW else 0.0
+        contrast_weight = CONTRAST_WEIGHT if many_columns and rows < CONTRASTED else 0.0
     dde = DDE(
         network,
         noise,
