@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -124,13 +123,13 @@ def at_levels(
         base: of the density, or None.
         data, sigmas, samples, moves, seed, weights, by_score: as of ``ladder``.
     """
-    settings = samples, moves, seed, weights
     sigmas = np.asarray(sigmas, float)
-    found: list[LogPartition | None] = [None] * count
-    if base is not None:
-        near = partial(from_base, evaluate, base, data, samples=samples, seed=seed, weights=weights)
-        found = [near(sigma=float(sigma)) for sigma in sigmas[:count]]
+    found = [
+        from_base(evaluate, base, data, float(sigma), samples, seed, weights) if base else None
+        for sigma in sigmas[:count]
+    ]
     if None in found:
+        settings = samples, moves, seed, weights
         by_ladder = ladder(evaluate, data, sigmas, *settings, by_score=by_score)[:count]
         found = [a or b for a, b in zip(found, by_ladder, strict=True)]
     return [z for z in found if z is not None]
