@@ -260,7 +260,7 @@ def test_a_generator_refuses_what_it_would_not_heed():
 
 
 def test_recipe_contrasts_few_rows_of_many_columns():
-    for count, columns, expected in ((300, 5, 3.5), (300, 3, 0.0), (6_000, 5, 0.0)):
+    for count, columns, expected in ((9_999, 5, 3.5), (300, 3, 0.0), (10_000, 5, 0.0)):
         x = np.random.default_rng(0).normal(size=(count, columns))
         dde = tfdde.recipes.table_density(x, LEVELS, 8, 1, seed=0)
         assert dde.contrast_weight == expected
