@@ -174,3 +174,19 @@ def test_what_takes_the_time_is_told(constant, capsys):
     levels = len(ladder_levels(LOW, TOP, N))
     assert f"log Z: checked by annealing, {levels} noise levels, 4,000 samples at each" in told
     assert f"{levels}/{levels}" in told
+
+
+def test_another_kind_of_base_is_followed_at_once(constant):
+    """The density is its base, whatever that is, and 3 nats."""
+    x = ROWS.sample(2_000, seed=2)
+    assert constant.base.components > 1
+    tuning.select_sigma(constant, x, samples=500)
+    wide = 4.0 + 2.0 * np.random.default_rng(0).normal(size=(5_000, N)).astype("float32")
+    constant.base.adapt(wide)
+    assert constant.base.components == 1
+    curve = tuning.select_sigma(constant, wide, samples=500)
+    for sigma, value in zip(curve.sigmas[:3], curve.log_likelihood, strict=False):
+        exact_mean = constant.base(wide, tf.constant(sigma, tf.float32)).numpy().mean()
+        assert value == pytest.approx(exact_mean, abs=1e-3)
+    drawn = tfdde.sample_rows(constant, wide, 1_000, seed=0)
+    assert np.abs(drawn.std(axis=0) - 2.0).max() < 0.25

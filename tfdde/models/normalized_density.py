@@ -189,7 +189,7 @@ class NormalizedDensity(SmoothedDensity):
         self._trace_anew()
 
     def _trace_anew(self) -> None:
-        for name in ("evaluator", "proposal", "_log_density", "_score"):
+        for name in ("_evaluator", "_proposal", "_log_density", "_score"):
             self.__dict__.pop(name, None)
         self.train_function = self.test_function = None
 
@@ -329,14 +329,24 @@ class NormalizedDensity(SmoothedDensity):
                 return None, f"{place} and condition {np.asarray(conditions)[unknown[0]].tolist()}"
         return log_z, place
 
-    @cached_property
+    @property
     def evaluator(self) -> Evaluator:
         """s(x, sigma) of rows as ``inside`` makes them, traced once for all estimates of log Z."""
-        return Evaluator(self.at, self.data_shape, by_row=True)
+        self._follow_parts()
+        return self._evaluator
 
     @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.at, self.data_shape, by_row=True)
+
+    @property
     def proposal(self) -> Base | None:
         """The base, for log Z by importance sampling from it."""
+        self._follow_parts()
+        return self._proposal
+
+    @cached_property
+    def _proposal(self) -> Base | None:
         return self.base and Base(self.base, Evaluator(self.base, self.data_shape))
 
     def log_partition(
@@ -408,7 +418,6 @@ class NormalizedDensity(SmoothedDensity):
             c = None if c is None else c[some]
         rows = self.inside(tf.constant(rows)).numpy()
         self.cap_if_many_entries(rows, seed)
-        self._follow_parts()
         settings = self.noise, method, sigma, samples, moves, seed
         self._warn_of_low_noise(rows)
         result: LogPartition | LogPartitions
