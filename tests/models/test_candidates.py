@@ -94,3 +94,35 @@ def test_a_level_that_a_decay_has_not_reached_is_told_of():
 def test_bad_input_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         exact(True).sample_from_candidates(**{"n": 3, "seed": 0} | arguments)
+
+
+def test_another_kind_of_base_is_followed(tmp_path):
+    """As by a generator that was loaded, and so traces anew."""
+    noise = tfdde.LogUniform(0.2, 4.0)
+    p, q = (
+        tfdde.DDE(
+            networks.residual_mlp(2, 8, 1, levels=True),
+            noise,
+            tfdde.GaussianBase(2, most_components=4),
+            seed=k,
+        )
+        for k in (1, 2)
+    )
+    network = networks.residual_mlp(3, 8, 1, output_shape=2)
+    model = tfdde.Generator(network, p, q, latent_dim=3, relative=False, seed=3)
+    model.compile("adam")
+    x = np.random.default_rng(0).normal(size=(512, 2)).astype("float32")
+    x[::2] += 9.0
+    model.fit(x, batch_size=128, verbose=0)
+    before = model.sample_from_candidates(200, 8, seed=1)
+    p.base.adapt(x)
+    assert p.base.components > 1
+    model.save(tmp_path / "model.keras")
+    fresh = keras.models.load_model(tmp_path / "model.keras")
+    after = model.sample_from_candidates(200, 8, seed=1)
+    np.testing.assert_array_equal(after, fresh.sample_from_candidates(200, 8, seed=1))
+    assert (after.numpy() != before.numpy()).any()
+    for each in (model, fresh):
+        each.fit(x, batch_size=128, verbose=0)
+    for one, other in zip(model.get_weights(), fresh.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -46,7 +46,7 @@ class NormalizedDensity(SmoothedDensity):
         super().__init__(*args, **kwargs)
         hash_of = Fingerprint()
         self._known_log_z = KnownLogZ(lambda: hash_of(self._all_weights()))
-        self._traced_with = self._parts_in_traces()
+        self._traced_with = self.parts_in_traces()
 
     # Reading the density.
 
@@ -176,13 +176,13 @@ class NormalizedDensity(SmoothedDensity):
     def _traced(self, function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         return traced(function, self.data_shape, self.row_dtype, self.condition_dim)
 
-    def _parts_in_traces(self) -> tuple[Any, ...]:
+    def parts_in_traces(self) -> tuple[Any, ...]:
         """What changes the functions themselves, not only the numbers in their variables."""
         return self.base and self.base.kind, self.caps
 
     def _follow_parts(self) -> None:
         """Trace all functions anew if the kind of base, or the caps, have changed since."""
-        parts = self._parts_in_traces()
+        parts = self.parts_in_traces()
         if parts == self._traced_with:
             return
         self._traced_with = parts

@@ -171,9 +171,13 @@ class Sampler(Trainer):
         number, level = self.check_candidates(candidates, sigma)
         if number == 1:  # there is no choice, for which s_p and s_q would be computed
             return self._sample(count, fixed_seed, *condition)
-        return self._sample_from_candidates(
-            count, fixed_seed, tf.constant(number), tf.constant(level, tf.float32), *condition
-        )
+        parts = self.parts_in_traces()
+        choice = tf.constant(number), tf.constant(level, tf.float32)
+        return self._sample_from_candidates(parts, count, fixed_seed, *choice, *condition)
+
+    def parts_in_traces(self) -> tuple[Any, ...]:
+        """What changes the functions of the densities themselves, not only their numbers."""
+        return self.data_dde.parts_in_traces(), self.generated_dde.parts_in_traces()
 
     def check_candidates(self, number: int = 8, sigma: float | None = None) -> Candidates:
         """``candidates`` and ``sigma`` of ``sample_from_candidates``, checked and with defaults."""
@@ -196,6 +200,7 @@ class Sampler(Trainer):
     @tf.function(reduce_retracing=True, autograph=False)
     def _sample_from_candidates(
         self,
+        parts: tuple[Any, ...],  # what is traced with some serves no others
         n: tf.Tensor,
         seed: tf.Tensor,
         candidates: tf.Tensor,
