@@ -347,7 +347,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
 
     import tfdde
     from tfdde.partition import ladder
-    from tfdde.partition.from_above import confirmed, is_for
+    from tfdde.partition.from_above import confirmed
     from tfdde.partition.from_base import at_levels
 
     clock = Clock(seconds)
@@ -383,7 +383,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
     partitions = at_levels(
         len(levels),
         dde.evaluator,
-        dde.proposal if is_for(n) else None,
+        dde.proposal,
         starts,
         levels,
         samples=samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -19,6 +20,7 @@ from tfdde.models.smoothed_density import SmoothedDensity
 from tfdde.noise import LogUniform
 from tfdde.partition.estimate import estimate, estimate_by_condition
 from tfdde.partition.evaluator import Evaluator
+from tfdde.partition.from_above import is_for
 from tfdde.partition.from_base import Base
 from tfdde.partition.result import LogPartition, LogPartitions
 from tfdde.utils.checks import (
@@ -341,13 +343,15 @@ class NormalizedDensity(SmoothedDensity):
 
     @property
     def proposal(self) -> Base | None:
-        """The base, for log Z by importance sampling from it."""
+        """The base, for log Z by importance sampling from it: in 4 to 100 columns, else None."""
         self._follow_parts()
         return self._proposal
 
     @cached_property
     def _proposal(self) -> Base | None:
-        return self.base and Base(self.base, Evaluator(self.base, self.data_shape))
+        if self.base is None or not is_for(math.prod(self.data_shape)):
+            return None
+        return Base(self.base, Evaluator(self.base, self.data_shape))
 
     def log_partition(
         self,

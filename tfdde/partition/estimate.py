@@ -14,7 +14,7 @@ from tfdde.noise import LogUniform, Noise, check_level
 from tfdde.partition.annealed import annealed
 from tfdde.partition.evaluator import Evaluator, LogDensity
 from tfdde.partition.far_field import checked
-from tfdde.partition.from_above import confirmed_at_one_level, is_for
+from tfdde.partition.from_above import confirmed_at_one_level
 from tfdde.partition.from_base import Base, precise_from_base
 from tfdde.partition.importance import importance
 from tfdde.partition.ladder import ladder, ladder_levels
@@ -127,8 +127,8 @@ def estimate(
 ) -> LogPartition:
     """Estimate log Z by the method that suits the noise, or the one asked for, and check it.
 
-    With many noise levels in 4 to 100 columns that is importance sampling from the base, where it
-    is near enough (``from_base``), and otherwise the ladder.
+    With many noise levels that is importance sampling from the base, where one is given that is
+    near enough (``from_base``), and otherwise the ladder.
 
     Args:
         log_density: maps x (rows, *shape) and sigma () to s (rows,), or its ``Evaluator``.
@@ -137,7 +137,7 @@ def estimate(
         method, sigma, samples, moves, seed: as of ``DDE.log_partition``.
         weights: of the rows, positive float64 (rows,), by default equal.
         precision, verbose: as of ``DDE.log_partition``.
-        base: of the density, or None.
+        base: of the density (``DDE.proposal``), or None.
 
     Raises:
         ValueError: fewer than 2 rows, an unknown method or one that does not suit the noise or
@@ -151,7 +151,7 @@ def estimate(
             f"{weights.shape} with a minimum of {weights.min(initial=np.inf):g}."
         )
     many = isinstance(noise, LogUniform)
-    from_base_first = method is None and many and is_for(data[0].size)
+    from_base_first = method is None and many
     method = method or ("ladder" if many else "importance")
     if method not in ("ladder", "importance", "annealed"):
         raise ValueError(f'`method` must be "ladder", "importance" or "annealed", got {method!r}.')

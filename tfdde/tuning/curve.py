@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfdde.models.dde import DDE
 from tfdde.noise import LogUniform
 from tfdde.partition.far_field import checked
-from tfdde.partition.from_above import confirmed, is_for
+from tfdde.partition.from_above import confirmed
 from tfdde.partition.from_base import at_levels
 from tfdde.partition.ladder import ladder_levels
 from tfdde.partition.result import LogPartition
@@ -184,8 +184,8 @@ def select_sigma(
     levels = ladder_levels(dde.noise.minimum, dde.noise.maximum, rows[0].size)
     # The highest level is left out: hardly anything of the data remains there.
     settings = samples, moves, seed
-    count, base = len(levels) - 1, dde.proposal if is_for(rows[0].size) else None
-    partitions = at_levels(count, dde.evaluator, base, at_start, levels, *settings)
+    count = len(levels) - 1
+    partitions = at_levels(count, dde.evaluator, dde.proposal, at_start, levels, *settings)
     if moves:
         partitions = confirmed(partitions, dde.evaluator, at_start, levels, seed)
 
