@@ -200,11 +200,6 @@ class DDE(NormalizedDensity):
         self._loss_and_gradients = self.maybe_jit(self.loss_and_gradients)
         self._contrast_and_gradients = self.maybe_jit(self.contrast_and_gradients)
 
-    def _trace_anew(self) -> None:
-        super()._trace_anew()
-        if self.compiled:
-            self._jit()
-
     def row_losses(
         self,
         x: tf.Tensor,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -195,7 +194,6 @@ class Generator(Sampler):
         self._jit()
 
     def _jit(self) -> None:
-        self._traced_with = self.parts_in_traces()
         reference = self.data_dde.at if self.relative else None
 
         def generated_gradients(*args: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -211,12 +209,6 @@ class Generator(Sampler):
             )
         self._generated_gradients = self.maybe_jit(generated_gradients)
         self._one_stage = self.maybe_jit(self._losses_and_gradients)
-
-    def make_train_function(self, force: bool = False) -> Callable:
-        if self._traced_with != self.parts_in_traces():
-            self._jit()
-            force = True
-        return super().make_train_function(force)
 
     def _level(self, rows: tf.Tensor, iteration: Any, purpose: Purpose) -> tf.Tensor:
         """Sigma: one level for each row with ``LogUniform`` noise, otherwise one for all."""

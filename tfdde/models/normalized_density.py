@@ -179,29 +179,12 @@ class NormalizedDensity(SmoothedDensity):
         return traced(function, self.data_shape, self.row_dtype, self.condition_dim)
 
     def parts_in_traces(self) -> tuple[Any, ...]:
-        """What changes the functions themselves, not only the numbers in their variables."""
         return self.base and self.base.kind, self.caps
-
-    def _follow_parts(self) -> None:
-        """Trace all functions anew if the kind of base, or the caps, have changed since."""
-        parts = self.parts_in_traces()
-        if parts == self._traced_with:
-            return
-        self._traced_with = parts
-        self._trace_anew()
 
     def _trace_anew(self) -> None:
         for name in ("_evaluator", "_proposal", "_log_density", "_score"):
             self.__dict__.pop(name, None)
-        self.train_function = self.test_function = None
-
-    def make_train_function(self, force: bool = False) -> Callable:
-        self._follow_parts()
-        return super().make_train_function(force)
-
-    def make_test_function(self, force: bool = False) -> Callable:
-        self._follow_parts()
-        return super().make_test_function(force)
+        super()._trace_anew()
 
     # log Z.
 

@@ -52,6 +52,7 @@ class Sampler(Trainer):
         self._check_densities(data_dde, generated_dde)
         self.data_dde = data_dde
         self.generated_dde = generated_dde
+        self._traced_with = self.parts_in_traces()
 
     def _check_densities(self, data_dde: DDE, generated_dde: DDE) -> None:
         for name, dde in (("data_dde", data_dde), ("generated_dde", generated_dde)):
@@ -176,7 +177,6 @@ class Sampler(Trainer):
         return self._sample_from_candidates(parts, count, fixed_seed, *choice, *condition)
 
     def parts_in_traces(self) -> tuple[Any, ...]:
-        """What changes the functions of the densities themselves, not only their numbers."""
         return self.data_dde.parts_in_traces(), self.generated_dde.parts_in_traces()
 
     def check_candidates(self, number: int = 8, sigma: float | None = None) -> Candidates:

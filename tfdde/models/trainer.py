@@ -164,6 +164,7 @@ class Trainer(keras.Model):
     seed: int
     steps_per_execution: int
     train_function: Any
+    _traced_with: tuple[Any, ...]  # what ``parts_in_traces`` was then
     test_function: Any
 
     def __init__(self, **kwargs: Any):
@@ -385,8 +386,29 @@ class Trainer(keras.Model):
             self.steps_per_execution = steps
             self.train_function = self.test_function = None
 
+    def parts_in_traces(self) -> tuple[Any, ...]:
+        """What changes the traced functions themselves, not only the numbers in their variables."""
+        raise NotImplementedError
+
+    def _follow_parts(self) -> None:
+        """Trace all functions anew if these parts have changed since."""
+        parts = self.parts_in_traces()
+        if parts != self._traced_with:
+            self._traced_with = parts
+            self._trace_anew()
+
+    def _trace_anew(self) -> None:
+        self.train_function = self.test_function = None
+        if self.compiled:
+            self._jit()
+
+    def _jit(self) -> None:
+        """Make the functions of ``maybe_jit``."""
+        raise NotImplementedError
+
     def make_train_function(self, force: bool = False) -> Callable:
         self.before_weights_change()
+        self._follow_parts()
         for _, network, name in self.trained_parts():
             check_trainable(network, name)
         if self.train_function is None or force:
@@ -394,6 +416,7 @@ class Trainer(keras.Model):
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Callable:
+        self._follow_parts()
         if self.test_function is None or force:
             self.test_function = self._loop(self.test_step, ["loss"])
         return self.test_function
