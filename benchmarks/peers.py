@@ -364,7 +364,7 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
         noise = tfdde.LogUniform(level, 8.0)
         settings = 64 if small else 256, 3
         dde = tfdde.recipes.table_density(rows, noise, *settings, seed=seed, base=base)
-        if dde.base.components > 1:
+        if not dde.base.one_gaussian:
             break
     # Held-out rows first. A few dozen are too few for log Z, and so are 5,000 for small gaps.
     samples = 20_000 if n <= 10 else 5_000
@@ -373,12 +373,13 @@ def denoising(x_train, x_validation, seconds, sigma, seed, log_z_inside=False, b
     training = clock
     if log_z_inside:
         samples = 1_000 if seconds < 300 else 4_000
-        mixture = dde.base.components > 1
-        reserve = RESERVE if mixture else _ladder_seconds(dde.evaluator, starts, levels, samples)
+        one = dde.base.one_gaussian
+        reserve = _ladder_seconds(dde.evaluator, starts, levels, samples) if one else RESERVE
         training = Clock(max(seconds - clock.elapsed - reserve, 0.1 * seconds))
     steps = train_density(dde, rows, training, seed, held_out=held_out if small else None)
     facts = {"steps": steps, "parameters": dde.network.count_params()}
     facts |= {"base": base, "base_components": dde.base.components}
+    facts |= {"tree_components": sum(getattr(dde.base, "tree_sizes", ()))}
     start = clock.elapsed
     partitions = at_levels(
         len(levels),

@@ -22,7 +22,8 @@ from tfdde.partition import from_above
 from tfdde.tables.schema import Schema
 from tfdde.utils.checks import check_rows, check_weights
 
-BASES = {"gaussian": 1, "mixture": 128}  # the most components of each
+BASES = "gaussian", "mixture", "tree"
+MOST_COMPONENTS = 128  # of a mixture
 # How the densities of tables are trained.
 EPOCH_STEPS = 50  # at least, between two validations
 STEPS_PER_CALL = 10  # of one compiled call, if they divide those of an epoch
@@ -34,7 +35,7 @@ ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components wor
 def check_base(base: str | None) -> None:
     """Raise a ValueError unless ``table_density`` knows this ``base``."""
     if base is not None and base not in BASES:
-        raise ValueError(f"`base` must be 'gaussian', 'mixture' or None, got {base!r}.")
+        raise ValueError(f"`base` must be 'gaussian', 'mixture', 'tree' or None, got {base!r}.")
 
 
 def table_density(
@@ -71,8 +72,9 @@ def table_density(
         sample_weight: of the rows, shape (rows,), as ``DDE.fit`` takes them.
         base: what the network corrects: one "gaussian", or a "mixture" of at most 128 Gaussians
             with a covariance each, if held-out rows are likelier by it
-            (``tfdde.networks.full_mixture``). None: the mixture for 4 to 100 columns with
-            ``LogUniform`` noise, and one Gaussian for others.
+            (``tfdde.networks.full_mixture``); or, if they are likelier by that, a "tree" of
+            mixtures of pairs of columns (``tfdde.networks.TreeBase``). None: "tree" for 4 to 100
+            columns with ``LogUniform`` noise, and one Gaussian for others.
         contrast_weight: of ``DDE``; None: 3.5 for fewer than 10,000 rows of 4 to 100 columns,
             where log Z may otherwise not be trusted at low noise, and 0 for others.
 
@@ -90,8 +92,9 @@ def table_density(
     network = networks.residual_mlp(n, width, depth, activation="silu", levels=levels, experts=4)
     rows = len(x) if weights is None else np.count_nonzero(weights)
     many_columns = levels and from_above.is_for(n)
-    base = base or ("mixture" if many_columns else "gaussian")
-    of_rows = GaussianBase(n, most_components=BASES[base])
+    base = base or ("tree" if many_columns else "gaussian")
+    kind = networks.TreeBase if base == "tree" else GaussianBase
+    of_rows = kind(n, most_components=1 if base == "gaussian" else MOST_COMPONENTS)
     if contrast_weight is None:
         contrast_weight = CONTRAST_WEIGHT if many_columns and rows < CONTRASTED else 0.0
     dde = DDE(

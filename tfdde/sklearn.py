@@ -88,7 +88,7 @@ class DDEstimator(DensityMixin, BaseEstimator):
             combinations of earlier ones; None refuses such columns.
         tails: "keep": columns with heavy tails are only centred and scaled; None takes their asinh
             where it makes held-out values likelier, which ``schema_.notices`` tell.
-        base: "gaussian", "mixture" or None, as of ``tfdde.recipes.table_density``.
+        base: "gaussian", "mixture", "tree" or None, as of ``tfdde.recipes.table_density``.
         random_state: int, RandomState or None; an int gives the same fit each time.
         verbose: 0, 1 or 2, as in ``keras.Model.fit``; above 0 ``fit`` prints what was done to the
             columns.

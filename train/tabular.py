@@ -88,8 +88,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     name = command_line.check_table_options(parser, args)
     args.output = args.output or f"runs/{name}"
-    if args.paper and args.base == "mixture":
-        parser.error("--base mixture is not for --paper, whose base is one Gaussian")
+    if args.paper and args.base in ("mixture", "tree"):
+        parser.error(f"--base {args.base} is not for --paper, whose base is one Gaussian")
     if args.contrast_weight is not None:
         if args.paper:
             parser.error("--contrast-weight is not for --paper, which has one noise level")

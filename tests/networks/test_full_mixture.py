@@ -13,6 +13,7 @@ import tfdde
 from tfdde import networks, serving
 from tfdde.models.dde import copy_of
 from tfdde.networks import full_mixture
+from tfdde.networks.blurred_rows import blur
 
 SIGMA = 0.2
 
@@ -60,6 +61,11 @@ def moments(mixture):
     return means, covariances
 
 
+def fitted(x, sigma, most, weights=None):
+    """The mixture of rows with noise, or None."""
+    return full_mixture.fit_if_it_suffices(blur(x, sigma, weights), most)[0]
+
+
 def noisy(x, sigma, seed):
     return (x + sigma * np.random.default_rng(seed).standard_normal(x.shape)).astype(np.float32)
 
@@ -67,7 +73,7 @@ def noisy(x, sigma, seed):
 @pytest.mark.parametrize("n", [2, 8])
 def test_it_finds_an_exact_mixture(n):
     exact = Exact(n)
-    mixture = full_mixture.fit_if_it_suffices(exact.sample(10_000, 1), SIGMA, most=16)
+    mixture = fitted(exact.sample(10_000, 1), SIGMA, most=16)
     y = noisy(exact.sample(5_000, 2), SIGMA, 3)
     gap = np.mean(exact.log_density(y, SIGMA) - mixture.log_density(y, SIGMA))
     assert 0 <= gap < 0.05  # of one Gaussian: 1.0 and 4.7
@@ -107,7 +113,7 @@ def test_the_em_algorithm_is_that_of_scikit_learn(monkeypatch, diagonal):
 
 def test_one_gaussian_stays_one():
     x = np.random.default_rng(0).multivariate_normal([1, 2], [[1, 0.9], [0.9, 1]], 4_000)
-    assert full_mixture.fit_if_it_suffices(x, SIGMA, most=32) is None
+    assert fitted(x, SIGMA, most=32) is None
     base = tfdde.GaussianBase(2, most_components=32)
     base.adapt(x, sigma=SIGMA)
     plain = tfdde.GaussianBase(2)
@@ -132,7 +138,7 @@ def test_the_base_is_the_mixture_with_noise(sigma):
     base = tfdde.GaussianBase(3, most_components=8)
     base.adapt(x, sigma=SIGMA)
     assert base.components == 4 and not base.heavy_tailed
-    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=8)
+    mixture = fitted(x, SIGMA, most=8)
     assert_base_is_the_mixture(base, mixture, x, sigma)
 
 
@@ -140,7 +146,7 @@ def test_no_component_is_narrower_than_the_noise():
     """Rows that repeat a few points: without noise the likelihood has no bound."""
     points = np.random.default_rng(0).normal(size=(6, 2)) * 3
     x = points[np.random.default_rng(1).integers(6, size=4_000)]
-    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=16)
+    mixture = fitted(x, SIGMA, most=16)
     assert (mixture.variances >= 0).all()
     covariances = [np.zeros((2, 2))] * 6
     shares = np.unique(x, axis=0, return_counts=True)[1] / len(x)
@@ -148,29 +154,43 @@ def test_no_component_is_narrower_than_the_noise():
     y = noisy(x, SIGMA, 3)
     truth = log_density(y, shares, order, covariances, SIGMA)
     assert np.mean(truth - mixture.log_density(y, SIGMA)) < 0.02
-    without = full_mixture.fit_if_it_suffices(x, 0.0, most=16)
+    without = fitted(x, 0.0, most=16)
     assert np.isfinite(without.log_density(x)).all()
     assert without.variances.min() >= 0.99 * full_mixture.LEAST_VARIANCE * x.var(axis=0).mean()
+
+
+def test_held_out_rows_are_not_seen():
+    """Their log-densities are those of a mixture of the other rows."""
+    x = Exact(2).sample(2_000, 1)
+    blurred = blur(x, SIGMA)
+    values = full_mixture.fit_if_it_suffices(blurred, most=8)[1]
+    truth = Exact(2).log_density(blurred.held_out[0], SIGMA)
+    assert len(values) == 400 and 0 < np.mean(truth - values) < 0.05
+    one, values = full_mixture.fit_if_it_suffices(blurred, most=1)
+    rest = blurred.training[0].astype(float)
+    normal = multivariate_normal(rest.mean(axis=0), np.cov(rest.T, bias=True))
+    assert one is None
+    np.testing.assert_allclose(values, normal.logpdf(blurred.held_out[0]), atol=1e-3)
 
 
 def test_weights_count_rows():
     x = np.concatenate([noisy(np.full((2_000, 2), m), 0.5, m + 9) for m in (-3, 3)])
     weights = np.repeat([1.0, 4.0], 2_000)
-    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, 8, weights)
+    mixture = fitted(x, SIGMA, 8, weights)
     right = moments(mixture)[0][:, 0] > 0
     assert mixture.weights[right].sum() == pytest.approx(0.8, abs=0.01)
     none = np.where(x[:, 0] < 0, 0.0, 1.0)
-    assert full_mixture.fit_if_it_suffices(x, SIGMA, 8, none) is None  # one Gaussian is left
+    assert fitted(x, SIGMA, 8, none) is None  # one Gaussian is left
 
 
 def test_few_rows_choose_the_likeliest_mixture():
     """None, or one that is likelier for fresh rows than one Gaussian, though not the truth."""
     exact, fresh = Exact(2), noisy(Exact(2).sample(5_000, 5), SIGMA, 6)
-    assert len(full_mixture.fit_if_it_suffices(exact.sample(1_000, 1), SIGMA, 32).weights) == 4
+    assert len(fitted(exact.sample(1_000, 1), SIGMA, 32).weights) == 4
     mixtures = []
     for seed in range(5):
         x = exact.sample(150, seed)
-        mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=32)
+        mixture = fitted(x, SIGMA, most=32)
         if mixture is None:  # 30 rows are held out, which may not tell
             continue
         mixtures.append(mixture)
@@ -181,7 +201,7 @@ def test_few_rows_choose_the_likeliest_mixture():
         assert one + 0.3 < found < exact.log_density(fresh, SIGMA).mean()
     assert len(mixtures) >= 3
     for few in (99, 20, 2):  # too few are held out
-        assert full_mixture.fit_if_it_suffices(exact.sample(few, 1), SIGMA, most=32) is None
+        assert fitted(exact.sample(few, 1), SIGMA, most=32) is None
 
 
 def independent(n=20, rows=900):
@@ -195,7 +215,7 @@ def independent(n=20, rows=900):
 def test_few_rows_may_have_independent_columns_in_each_component():
     """A covariance of 20 columns has 210 numbers: too many for so few rows."""
     x = independent()
-    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=32)
+    mixture = fitted(x, SIGMA, most=32)
     assert mixture.axes.shape == (20, 20) and len(mixture.weights) in (4, 8)
     base = tfdde.GaussianBase(20, most_components=32)
     base.adapt(x, sigma=SIGMA)
@@ -213,7 +233,7 @@ def test_rows_that_no_few_gaussians_suffice_for_have_one():
     """A thin ring: each doubling of the components makes it likelier."""
     angle = np.random.default_rng(0).uniform(0, 2 * np.pi, 5_000)
     x = 20 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    assert full_mixture.fit_if_it_suffices(x, SIGMA, most=16) is None
+    assert fitted(x, SIGMA, most=16) is None
 
 
 def test_a_large_gain_takes_more_components():
@@ -241,7 +261,7 @@ def test_too_few_rows_are_not_taken_for_a_sufficient_number():
     curve = np.stack([np.cos(t), np.sin(t), t / 4, np.cos(2 * t)], axis=1)
     x = np.concatenate([curve, np.zeros((len(t), 16))], axis=1)
     x += 0.25 * rng.normal(size=x.shape)
-    assert full_mixture.fit_if_it_suffices(x, 0.1, most=128) is None
+    assert fitted(x, 0.1, most=128) is None
 
 
 def test_halves_cut_each_component_across_its_widest_axis():
@@ -288,7 +308,7 @@ def test_bad_numbers_of_components(name):
     with pytest.raises(ValueError, match="`sigma` must be a finite number > 0, got -0.1"):
         tfdde.GaussianBase(2).adapt(np.eye(2), sigma=-0.1)
     with pytest.raises(
-        ValueError, match="`base` must be 'gaussian', 'mixture' or None, got 'mixed'"
+        ValueError, match="`base` must be 'gaussian', 'mixture', 'tree' or None, got 'mixed'"
     ):
         tfdde.recipes.table_density(np.zeros((9, 2)), tfdde.LogUniform(0.2, 8.0), base="mixed")
 
@@ -334,7 +354,7 @@ def test_the_score_is_that_of_finite_differences():
     x = Exact(2).sample(2_000, 1)
     dde = density(tfdde.LogUniform(SIGMA, 8.0))
     dde.adapt(x)
-    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=8)
+    mixture = fitted(x, SIGMA, most=8)
     network_only = lambda y: dde.correction(tf.constant(y), tf.constant(SIGMA)).numpy()  # noqa: E731
     y, h = x[:20], 1e-2
     for column in range(2):
@@ -381,7 +401,7 @@ def test_all_artifacts_have_the_mixture_and_its_gradient(tmp_path, n):
     assert max(errors.values()) < 1e-5
     session = onnxruntime.InferenceSession(folder / "log_density/1/model.onnx")
     (values,) = session.run(None, {"x": x[:9]})
-    mixture = full_mixture.fit_if_it_suffices(x, SIGMA, most=8)
+    mixture = fitted(x, SIGMA, most=8)
     own = mixture.log_density(np.float64(x[:9]), SIGMA) - 0.5
     own += dde.correction(tf.constant(x[:9]), tf.constant(SIGMA))
     np.testing.assert_allclose(values, own, atol=1e-3)

@@ -11,6 +11,7 @@ from tfdde.networks.dense import dense_block, residual_mlp
 from tfdde.networks.fixed_condition import FixedCondition
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.networks.layers import Concat, ProductOfMixtures, ResidualSum, softplus
+from tfdde.networks.tree_base import TreeBase
 
 __all__ = [
     "Concat",
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianBase",
     "ProductOfMixtures",
     "ResidualSum",
+    "TreeBase",
     "check_network",
     "check_scalar",
     "check_trainable",

@@ -6,12 +6,14 @@ narrower than the noise, and what is returned is the density without that noise.
 
 >>> rng = np.random.default_rng(0)
 >>> x = rng.choice([-2.0, 2.0], (5_000, 1)) * [1.0, 1.0] + rng.normal(size=(5_000, 2)) * [1.0, 0.1]
->>> mixture = tfdde.networks.full_mixture.fit_if_it_suffices(x, sigma=0.2, most=8)
+>>> blurred = tfdde.networks.blurred_rows.blur(x, sigma=0.2)
+>>> mixture, held_out = tfdde.networks.full_mixture.fit_if_it_suffices(blurred, most=8)
 >>> len(mixture.weights)
 2
 >>> mixture.variances.round(1).tolist()  # along the axes of each component
 [[0.0, 1.0], [0.0, 1.0]]
->>> tfdde.networks.full_mixture.fit_if_it_suffices(rng.normal(size=(5_000, 2)), sigma=0.2, most=8)
+>>> blurred = tfdde.networks.blurred_rows.blur(rng.normal(size=(5_000, 2)), sigma=0.2)
+>>> tfdde.networks.full_mixture.fit_if_it_suffices(blurred, most=8)[0]
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.special import logsumexp
 
-ROWS, ALL = 20_000, 60_000  # that numbers of components are compared on, and of the last steps
+from tfdde.networks.blurred_rows import ROWS, BlurredRows, Weighted
+
 ROWS_PER_COLUMN = 10  # of each component, at least, if there are many rows
 # With fewer rows, which a network would soon know by heart, held-out rows choose among all numbers
 # of components with so many rows each, and a gain must exceed so many standard errors.
@@ -200,9 +203,7 @@ def _clusters(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def fit_if_it_suffices(
-    rows: np.ndarray, sigma: float, most: int, weights: np.ndarray | None = None
-) -> FullMixture | None:
+def fit_if_it_suffices(blurred: BlurredRows, most: int) -> tuple[FullMixture | None, np.ndarray]:
     """Fit mixtures of 1, 2, 4, ... components until held-out rows are no longer clearly likelier.
 
     If they are likelier to the last, the rows are no mixture of so few Gaussians but lie along
@@ -218,31 +219,25 @@ def fit_if_it_suffices(
     noise.
 
     Args:
-        rows: (rows, n), of which 20,000 are taken, a fifth of them held out, and 60,000 at the end.
-        sigma: noise level, 0 for the rows as they are.
+        blurred: the rows, some of them held out.
         most: components.
-        weights: of the rows, (rows,), not negative; None: all alike.
 
     Returns:
         The mixture without the noise; or None if one Gaussian is as good, or if, of many rows, no
-        number of components is enough and the gain is small.
+        number of components is enough and the gain is small. Then log-densities of the held-out
+        rows, by the mixture before it has seen them, or by one Gaussian, (first,).
     """
-    rng = np.random.default_rng(0)
-    weights = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
-    order = rng.permutation(np.flatnonzero(weights > 0))[:ALL]
-    rows, weights = rows[order].astype(np.float32), weights[order] / weights[order].mean()
-    rows = rows + np.float32(sigma) * rng.standard_normal(rows.shape, np.float32)
-    first = min(len(rows), ROWS) // 5
-    held_out = rows[:first], weights[:first]
-    training = rows[first:], weights[first:]
+    rows, weights, sigma, first, rng = blurred
+    training = blurred.training
     choose = _likeliest if len(rows) < FEW else _sufficient
-    best, diagonal = choose(training, held_out, sigma, most, rng)
+    best, diagonal = choose(training, blurred.held_out, sigma, most, rng)
+    mixture = best or _started(training, 1, sigma, rng)[0]
+    held_out = mixture.log_density(rows[:first], sigma)
     if best is None:
-        return None
-    return fit(rows, weights, best.shares(rows, sigma), sigma, LAST, diagonal)[0]
+        return None, held_out
+    return fit(rows, weights, best.shares(rows, sigma), sigma, LAST, diagonal)[0], held_out
 
 
-Weighted = tuple[np.ndarray, np.ndarray]  # rows and their weights
 Choice = tuple[FullMixture | None, bool]  # a mixture, and whether its columns are independent
 
 

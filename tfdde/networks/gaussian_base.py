@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdde.losses import per_row
-from tfdde.networks.full_mixture import fit_if_it_suffices
+from tfdde.networks.blurred_rows import BlurredRows, blur
+from tfdde.networks.full_mixture import FullMixture, fit_if_it_suffices
 from tfdde.networks.heavy_tails import COMPONENTS, fit_if_heavy_tailed
 from tfdde.networks.layers import log_squash, log_sum_exp
 from tfdde.utils.checks import check_integer, check_positive, check_rows, check_weights
@@ -70,6 +71,7 @@ class GaussianBase(keras.layers.Layer):
     Attributes:
         heavy_tailed: whether the base is the mixture for heavy tails.
         components: Gaussians of the mixture in use, 1 if there is none.
+        one_gaussian: whether there is no mixture in use.
         shared_axes: whether its components have the same axes.
 
     Raises:
@@ -109,11 +111,15 @@ class GaussianBase(keras.layers.Layer):
         return int(self._mixture["weights"].shape[0]) if self._mixture else 1
 
     @property
+    def one_gaussian(self) -> bool:
+        return not self._mixture
+
+    @property
     def shared_axes(self) -> bool:
         return bool(self._mixture) and len(self._mixture["mixture_axes"].shape) == 2
 
     @property
-    def kind(self) -> tuple[int, bool, bool]:
+    def kind(self) -> tuple[int | bool, ...]:
         """What its functions depend on, apart from numbers in variables."""
         return self.components, self.heavy_tailed, self.shared_axes
 
@@ -122,7 +128,7 @@ class GaussianBase(keras.layers.Layer):
     ) -> None:
         """Create the variables of a mixture, unless they are there."""
         shared_axes = shared_axes or heavy_tailed
-        if (components, heavy_tailed, shared_axes) == self.kind:
+        if (components, heavy_tailed, shared_axes) == self.kind[:3]:
             return
         self._drop_mixture()
         n, k = math.prod(self.row_shape), components
@@ -170,16 +176,24 @@ class GaussianBase(keras.layers.Layer):
         self.mean.assign(mean)
         self.axes.assign(axes)
         self.variances.assign(np.maximum(variances, 0.0))
-        mixture: tuple[np.ndarray, ...] | None = fit_if_heavy_tailed(rows, weights)
-        if mixture is not None:
-            self._add_mixture(COMPONENTS, heavy_tailed=True)
-        elif self.most_components > 1:
-            mixture = full = fit_if_it_suffices(rows, sigma, self.most_components, weights)
-            if full is not None:
-                self._add_mixture(len(full.weights), shared_axes=full.axes.ndim == 2)
+        mixture: Any = fit_if_heavy_tailed(rows, weights)
+        if mixture is None and self.most_components > 1:
+            mixture = self._fit(blur(rows, sigma, weights))
+        self._use(mixture)
+
+    def _fit(self, blurred: BlurredRows) -> Any:
+        """The mixture for rows without heavy tails; None: one Gaussian."""
+        return fit_if_it_suffices(blurred, self.most_components)[0]
+
+    def _use(self, mixture: Any) -> None:
+        """Take a mixture for heavy tails or with a covariance each, or one Gaussian (None)."""
         if mixture is None:
             self._drop_mixture()
             return
+        if isinstance(mixture, FullMixture):
+            self._add_mixture(len(mixture.weights), shared_axes=mixture.axes.ndim == 2)
+        else:
+            self._add_mixture(COMPONENTS, heavy_tailed=True)
         for variable, value in zip(self._mixture.values(), mixture, strict=True):
             variable.assign(value)
 

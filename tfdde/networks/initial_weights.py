@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfdde.networks.gaussian_base import GaussianBase
+from tfdde.networks.independent_components import independent_components
 from tfdde.utils.checks import check_positive, check_rows
 from tfdde.utils.statistics import mean_and_covariance
 
@@ -112,13 +112,6 @@ def at_independent_components(network: keras.Model, x: Any, seed: int = 0) -> No
         ImportError: scikit-learn is not installed.
         ValueError: the network is of another kind, or ``x`` does not fit it.
     """
-    try:
-        from sklearn.decomposition import FastICA
-        from sklearn.exceptions import ConvergenceWarning
-    except ImportError:
-        raise ImportError(
-            "Independent components need scikit-learn: pip install tfdde[tables]."
-        ) from None
     first = next((d for d in network.layers if isinstance(d, keras.layers.Dense)), None)
     shapes = network.input_shape
     shape = shapes[0] if isinstance(shapes, list) else shapes
@@ -131,16 +124,12 @@ def at_independent_components(network: keras.Model, x: Any, seed: int = 0) -> No
     rows = check_rows(x, "x", shape[1:])
     if len(rows) <= shape[1]:
         raise ValueError(f"`x` must have more rows than its {shape[1]} entries, got {len(rows)}.")
-    ica = FastICA(whiten="unit-variance", max_iter=200, tol=1e-3, random_state=seed)
-    with warnings.catch_warnings():
-        # An approximate solution is good enough for initial weights.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        ica.fit(rows)
+    components = independent_components(rows, seed)
     rng = np.random.default_rng(seed)
     low, high = np.log(SCALES)
     scales = np.exp(rng.uniform(low, high, first.units))
     scales *= rng.choice([-1.0, 1.0], first.units)
     kernel = first.get_weights()[0]  # its last rows may belong to noise level and condition
     take = np.arange(first.units) % shape[1]
-    kernel[: shape[1]] = ica.components_[take].T * scales
+    kernel[: shape[1]] = components[take].T * scales
     first.set_weights([kernel, 2.0 * scales * rng.uniform(-1.0, 1.0, first.units)])
