@@ -15,10 +15,10 @@ from tfdde import (
 )
 from tfdde._version import __version__
 from tfdde.models.dde import DDE
+from tfdde.models.fit_callbacks import DivergedError
 from tfdde.models.generator import Generator
 from tfdde.models.normalized_density import UnnormalizedWarning
 from tfdde.models.sampling import sample_rows
-from tfdde.models.trainer import DivergedError
 from tfdde.networks.gaussian_base import GaussianBase
 from tfdde.noise import Constant, Decay, LogUniform
 from tfdde.partition.result import LogPartition, LogPartitions

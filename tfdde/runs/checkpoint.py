@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdde.models.trainer import DivergedError, not_finite
+from tfdde.models.fit_callbacks import DivergedError, not_finite
 from tfdde.runs.cluster import RunError
 from tfdde.utils.files import atomic
 

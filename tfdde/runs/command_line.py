@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdde.models.trainer import DivergedError
+from tfdde.models.fit_callbacks import DivergedError
 from tfdde.runs import cluster
 from tfdde.runs.cluster import RunError
 from tfdde.runs.interrupts import Signals

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdde.models.trainer import DivergedError, Trainer, not_finite
+from tfdde.models.fit_callbacks import DivergedError, not_finite
+from tfdde.models.trainer import Trainer
 from tfdde.runs.cluster import RunError
 from tfdde.utils.checks import check_integer, check_positive
 from tfdde.utils.files import atomic

@@ -29,7 +29,7 @@ import keras
 import numpy as np
 
 from tfdde.models.dde import DDE
-from tfdde.models.trainer import DivergedError
+from tfdde.models.fit_callbacks import DivergedError
 from tfdde.partition.result import LogPartition
 from tfdde.tuning import search_record
 from tfdde.tuning.curve import OverfittingWarning, ladder_starts, overfitting, split
