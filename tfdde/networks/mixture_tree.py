@@ -144,8 +144,9 @@ def fit_likeliest(blurred: BlurredRows, most: int, held_out: np.ndarray) -> Mixt
     all_axes = [np.eye(n)]
     if blurred.sigma > 0 and len(blurred.rows) >= ROWS_PER_COLUMN * n:
         rows, weights = blurred.rows[first:ROWS], blurred.weights[first:ROWS]
-        drawn = np.random.default_rng(0).choice(len(rows), len(rows), p=weights / weights.sum())
-        rows = rows if (weights == weights[0]).all() else rows[drawn]
+        if (weights != weights[0]).any():
+            rng = np.random.default_rng(0)
+            rows = rows[rng.choice(len(rows), len(rows), p=weights / weights.sum())]
         all_axes.append(nearest_rotation(independent_components(rows, seed=0)))
     weights, trees = blurred.held_out[1], [fit(blurred, axes, min(most, MOST)) for axes in all_axes]
     tree, values = max(trees, key=lambda pair: np.average(pair[1], weights=weights))
