@@ -420,7 +420,7 @@ def test_a_sigma_that_float32_cannot_hold_is_to_blame_itself():
         ("steps", 0, "`steps` must be an integer >= 1, got 0"),
         ("batch_size", "all", "`batch_size` must be an integer >= 1, got 'all'"),
         ("learning_rate", -1.0, "`learning_rate` must be a finite number > 0, got -1.0"),
-        ("base", "one", "`base` must be 'gaussian', 'mixture' or None, got 'one'"),
+        ("base", "one", "`base` must be 'gaussian', 'mixture', 'tree' or None, got 'one'"),
         ("partition_samples", 10, "`partition_samples` must be an integer >= 200, got 10"),
     ],
 )

@@ -38,8 +38,8 @@ class TreeBase(GaussianBase):
     >>> x = np.hstack([first, first**2])  # a parabola
     >>> base = tfdde.networks.TreeBase(2, most_components=8)
     >>> base.adapt(x, sigma=0.1)
-    >>> base.tree.parents.tolist()  # the parent of the second coordinate is the first
-    [[0.0, 1.0], [0.0, 0.0]]
+    >>> base.one_gaussian, len(base.tree_sizes)
+    (False, 2)
 
     Args:
         input_shape, heavy_tailed, most_components, components, shared_axes: as of
