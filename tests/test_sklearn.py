@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
+import tensorflow as tf
 from mixtures import three
 from scipy.stats import norm, poisson
 from sklearn.base import clone
@@ -236,6 +237,30 @@ def test_without_a_trusted_log_partition_no_likelihood_is_returned(fitted, monke
         with pytest.raises(ValueError, match="no trusted log Z: .*3 effective samples.*`steps`"):
             method(x)
     assert fitted.dde_.log_density(x, normalized=False).shape == (5,)
+
+
+def test_where_log_z_is_not_trusted_the_base_is_left(monkeypatch):
+    """A mixture is a density by itself, whose log Z is known."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 6, (4, 4))[rng.integers(4, size=1_500)] + rng.standard_normal((1_500, 4))
+    found = tfdde.DDE.log_partition
+    calls = []
+
+    def untrusted_at_first(self, *args, **kwargs):
+        estimate = found(self, *args, **kwargs)
+        calls.append(estimate)
+        if len(calls) == 1:
+            self.partition = UNTRUSTED
+        return estimate
+
+    monkeypatch.setattr(tfdde.DDE, "log_partition", untrusted_at_first)
+    with pytest.warns(UserWarning, match="the network is left out, and the density is that of its"):
+        model = tiny().fit(x)
+    assert len(calls) == 2 and not model.dde_.base.one_gaussian
+    rows = model.schema_.rows(x[:50])
+    inside = model.dde_.inside(tf.constant(rows))
+    base = model.dde_.base(inside, tf.constant(model.sigma)) + model.dde_.log_jacobian(inside)
+    np.testing.assert_allclose(model.score_samples(x[:50]), base, atol=1e-3)
 
 
 def test_fit_warns_of_an_untrusted_log_partition_and_no_search_takes_it(monkeypatch):

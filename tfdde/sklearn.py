@@ -11,6 +11,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -196,13 +197,27 @@ class DDEstimator(DensityMixin, BaseEstimator):
         dde.compile(FusedAdam(schedule, use_ema=True))
         batches = stream(train, batch_size, seeds[1], weights=train_shares)
         dde.fit(batches, steps_per_epoch=steps, verbose=self.verbose)
-        dde.log_partition(
+        find_log_z = partial(
+            dde.log_partition,
             rows[kept],
             sample_weight=None if shares is None else shares[kept],
             samples=samples,
             seed=seeds[2],
             verbose=self.verbose if self.verbose in (1, 2) else 0,
         )
+        find_log_z()
+        base = dde.base
+        assert base is not None  # the recipe's
+        if not (dde.normalized or base.one_gaussian or base.heavy_tailed):
+            failed = dde.partition
+            dde.drop_correction()
+            warnings.warn(
+                f"Log Z with the network is not trusted ({failed}): the network is left out, and "
+                "the density is that of its base.",
+                UserWarning,
+                stacklevel=2,
+            )
+            find_log_z()
         self.dde_ = dde
         self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()
         self._start_weights = None if train_shares is None else train_shares[:STARTS]

@@ -46,6 +46,7 @@ PRESETS = Path(__file__).parent / "presets" / "tabular"
 DEFAULT = "levels"
 EPOCHS = 400  # at most; the paper's are passes over the rows
 MOVES = 10  # of Monte Carlo at each level of the ladder
+GAIN = 0.1  # nats that a base must be likelier by to do without the network
 CHUNK = 5_000  # rows of likelihoods that are only compared or drawn
 
 
@@ -131,6 +132,18 @@ def build(args, x, schema=None):
     return dde
 
 
+def likelier_base(dde, rows, curve):
+    """Whether the base alone is likelier at some level than the density at its best trusted one."""
+    inside = tf.constant(dde.inside(rows))
+    jacobian = dde.log_jacobian(inside)
+    of_base = [
+        float(np.mean(dde.base(inside, tf.constant(sigma, tf.float32)) + jacobian))
+        for sigma in curve.sigmas
+    ]
+    best = curve.log_likelihood[curve.best]
+    return max(of_base) > best + GAIN or not curve.partitions[curve.best].trusted
+
+
 def normalise(args, dde, table, path):
     """Read the density at the level with the highest likelihood of validation rows.
 
@@ -142,7 +155,8 @@ def normalise(args, dde, table, path):
         inside = np.asarray(dde.inside(starts))
         best = importance(dde.at, inside, args.sigma, args.samples, args.seed)
     else:
-        curve = tuning.select_sigma(
+        select = partial(
+            tuning.select_sigma,
             dde,
             x_validation[:CHUNK],
             training=x[:CHUNK],
@@ -151,6 +165,14 @@ def normalise(args, dde, table, path):
             moves=MOVES,
             seed=args.seed,
         )
+        curve = select()
+        if not dde.base.one_gaussian and likelier_base(dde, x_validation[:CHUNK], curve):
+            print(
+                "The base is likelier than the density at any level with a trusted log Z: the "
+                "network is left out."
+            )
+            dde.drop_correction()
+            curve = select()
         best = curve.partitions[curve.best]
         curves = {"training rows": curve.training, "validation rows": curve.log_likelihood}
         plots.likelihood_by_level(path, list(curve.sigmas), curves, best.sigma)

@@ -333,3 +333,34 @@ def test_all_artifacts_have_the_tree_and_its_gradient(tmp_path):
     own = tree.log_density(x[:9], SIGMA) - 0.5
     own += dde.correction(tf.constant(x[:9]), tf.constant(SIGMA))
     np.testing.assert_allclose(values, own, atol=1e-3)
+
+
+def test_without_the_network_the_density_is_its_base():
+    x = curves(3_000)
+    dde = density()
+    dde.adapt(x)
+    dde.compile()
+    dde.fit(x[:64], verbose=0)
+    with_network = dde.log_density(x[:50], normalized=False)
+    dde.drop_correction()
+    found = dde.log_partition(x, samples=2_000, seed=1)
+    assert found.trusted and abs(found.value) < 1e-4
+    values = dde.log_density(x[:50])
+    np.testing.assert_allclose(values, dde.base.tree.log_density(x[:50], SIGMA), atol=2e-3)
+    assert np.abs(values - with_network).max() > 1e-3
+
+
+def test_a_network_that_can_not_be_left_out_stays():
+    x = keras.Input((4,))
+    level = keras.Input((1,))
+    s = keras.layers.Dense(1)(keras.layers.Concatenate()([x, level]))
+    network = keras.Model([x, level], keras.layers.Rescaling(1.0, offset=3.0)(s))
+    dde = tfdde.DDE(network, tfdde.LogUniform(SIGMA, 8.0))
+    weights = network.get_weights()
+    with pytest.raises(ValueError, match="The network must be 0 if the weights of its last layer"):
+        dde.drop_correction()
+    for after, before in zip(network.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(after, before)
+    plain = tfdde.DDE(networks.residual_mlp(2, 8, 1), tfdde.Constant(0.3))
+    with pytest.raises(ValueError, match="There is no `base`"):
+        plain.drop_correction()

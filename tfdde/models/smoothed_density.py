@@ -143,6 +143,31 @@ class SmoothedDensity(Trainer):
             blurred = self.base.scaled(blurred, tf.constant(sigma, tf.float32))
         initial_weights.at_independent_components(self.network, blurred.numpy(), self.seed)
 
+    def drop_correction(self) -> None:
+        """Let the network add nothing to the base: s is then the base, and log Z is 0.
+
+        Use it where log Z of a trained density can't be trusted, and the base, a mixture or a tree
+        of mixtures, is nearly as good. The weights of the network's last layer become 0.
+
+        Raises:
+            ValueError: there is no base, or the network is not 0 without its last layer's weights.
+        """
+        if self.base is None:
+            raise ValueError("There is no `base` that would be left without the network.")
+        self.before_weights_change()
+        last = next(layer for layer in self.network.layers[::-1] if layer.weights)
+        weights = last.get_weights()
+        last.set_weights([np.zeros_like(w) for w in weights])
+        rows = self.base.sample(2, self.noise.sigma, np.random.default_rng(0))
+        x = tf.reshape(tf.constant(rows), (-1, *self.data_shape))
+        conditions = [tf.zeros((2, self.condition_dim))] if self.condition_dim else []
+        if np.any(self.correction(x, tf.constant(self.noise.sigma, tf.float32), *conditions)):
+            last.set_weights(weights)
+            raise ValueError(
+                "The network must be 0 if the weights of its last layer are, got "
+                f"{self.network.name!r}, whose last layer with weights is {last.name!r}."
+            )
+
     def check_resolution(self, rows: np.ndarray, name: str) -> None:
         """Refuse rows, with a ValueError, if their dtype can't hold noise of the lowest level."""
         check_resolution(self.normalization, rows, self.noise.levels[0], name)
