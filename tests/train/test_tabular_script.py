@@ -378,3 +378,24 @@ def test_more_columns_than_rows_or_units(tabular):
     assert np.isfinite(
         tabular.build(args, np.tile(x, (3, 1))).log_density(x, normalized=False)
     ).all()
+
+
+def test_a_bad_network_is_left_out_for_its_base():
+    """Four clusters, a mixture that knows them, and a network that does harm."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 5, (4, 4))[rng.integers(4, size=2_000)] + rng.standard_normal((2_000, 4))
+    x = x.astype(np.float32)
+    keras.utils.set_random_seed(0)
+    dde = recipes.table_density(x[:1_500], tfdde.LogUniform(0.5, 16.0), width=8, depth=1)
+    assert not dde.base.one_gaussian
+    held_out = x[1_500:]
+    good = tfdde.tuning.select_sigma(dde, held_out, samples=500)
+    assert not script.likelier_base(dde, held_out, good)  # the network is near 0 at first
+    last = [layer for layer in dde.network.layers if layer.weights][-1]
+    last.set_weights([3.0 * rng.standard_normal(w.shape) for w in last.get_weights()])
+    bad = tfdde.tuning.select_sigma(dde, held_out, samples=500)
+    assert script.likelier_base(dde, held_out, bad)
+    dde.drop_correction()
+    alone = tfdde.tuning.select_sigma(dde, held_out, samples=500)
+    assert not script.likelier_base(dde, held_out, alone)
+    assert alone.partitions[alone.best].trusted
