@@ -1,8 +1,10 @@
-"""What a density has traced must be of the base that ``adapt`` has given it since."""
+"""What bases of all kinds are tested by."""
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfdde import serving
 
 
 def adapted_and_loaded(dde, fresh, x, sigma, folder):
@@ -29,3 +31,14 @@ def adapted_and_loaded(dde, fresh, x, sigma, folder):
         np.testing.assert_allclose(again, values, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(other.score(rows), score, rtol=1e-4, atol=1e-5)
     return loaded
+
+
+def exported(dde, folder):
+    """Export TFLite and SavedModel, which equal Keras; return folder and errors of the ONNX."""
+    for path, export in (
+        ("d.tflite", serving.export_tflite),
+        ("savedmodel", serving.export_savedmodel),
+    ):
+        _, errors = export(folder / path, dde)
+        assert max(errors["log_density"], errors["score"]) < 1e-5
+    return serving.export_onnx(folder / "onnx", dde)

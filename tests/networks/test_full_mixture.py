@@ -4,13 +4,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-from new_base import adapted_and_loaded
+from new_base import adapted_and_loaded, exported
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 import tfdde
-from tfdde import networks, serving
+from tfdde import networks
 from tfdde.models.dde import copy_of
 from tfdde.networks import full_mixture
 from tfdde.networks.blurred_rows import blur
@@ -390,13 +390,7 @@ def test_all_artifacts_have_the_mixture_and_its_gradient(tmp_path, n):
     dde.adapt(x)
     assert dde.base.shared_axes == (n == 20)
     dde.partition = tfdde.LogPartition.around(0.5, 0.01, 900.0, "ladder", SIGMA)
-    for path, export in (
-        ("d.tflite", serving.export_tflite),
-        ("savedmodel", serving.export_savedmodel),
-    ):
-        _, errors = export(tmp_path / path, dde)
-        assert max(errors["log_density"], errors["score"]) < 1e-5
-    folder, errors = serving.export_onnx(tmp_path / "onnx", dde)
+    folder, errors = exported(dde, tmp_path)
     assert errors.pop("log_density_nats") < 1e-5 * n
     assert max(errors.values()) < 1e-5
     session = onnxruntime.InferenceSession(folder / "log_density/1/model.onnx")

@@ -5,13 +5,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-from new_base import adapted_and_loaded
+from new_base import adapted_and_loaded, exported
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 import tfdde
-from tfdde import networks, serving
+from tfdde import networks
 from tfdde.models.dde import copy_of
 from tfdde.networks import TreeBase, mixture_tree
 from tfdde.networks.blurred_rows import blur
@@ -183,7 +183,7 @@ def test_more_components_follow_a_curve():
     """A circle: the gap to the truth, by the angle's average, is small."""
     x = curves(12_000, n=2)
     tree, held_out = mixture_tree.fit(blur(x, SIGMA), np.eye(2), most=32)
-    fresh = blur(curves(4_000, seed=3, n=2), SIGMA).rows
+    fresh = blur(curves(4_000, seed=3, n=2), SIGMA).noisy
     angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
     turn = np.linalg.qr(np.random.default_rng(7).standard_normal((2, 2)))[0]
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ turn
@@ -203,7 +203,7 @@ def test_the_axes_are_those_along_which_rows_are_independent():
     np.testing.assert_allclose(tree.axes.T @ tree.axes, np.eye(4), atol=1e-6)
     assert np.abs(tree.axes).max() < 0.99  # not the columns
     along_columns, _ = mixture_tree.fit(blurred, np.eye(4), 16)
-    fresh = blur(curves(2_000, seed=1), SIGMA).rows
+    fresh = blur(curves(2_000, seed=1), SIGMA).noisy
     gain = tree.log_density(fresh, SIGMA) - along_columns.log_density(fresh, SIGMA)
     assert gain.mean() > 0.5
     assert mixture_tree.fit_likeliest(blurred, 16, np.full(blurred.first, 9.0)) is None
@@ -318,13 +318,7 @@ def test_all_artifacts_have_the_tree_and_its_gradient(tmp_path):
     dde = density()
     dde.adapt(x)
     dde.partition = tfdde.LogPartition.around(0.5, 0.01, 900.0, "ladder", SIGMA)
-    for path, export in (
-        ("d.tflite", serving.export_tflite),
-        ("savedmodel", serving.export_savedmodel),
-    ):
-        _, errors = export(tmp_path / path, dde)
-        assert max(errors["log_density"], errors["score"]) < 1e-5
-    folder, errors = serving.export_onnx(tmp_path / "onnx", dde)
+    folder, errors = exported(dde, tmp_path)
     assert errors.pop("log_density_nats") < 1e-4
     assert max(errors.values()) < 1e-5
     session = onnxruntime.InferenceSession(folder / "log_density/1/model.onnx")

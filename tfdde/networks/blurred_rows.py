@@ -15,14 +15,14 @@ class BlurredRows(NamedTuple):
     """Rows in random order, with noise, float32.
 
     Attributes:
-        rows: (rows, n).
+        noisy: the rows, (rows, n).
         weights: of the rows, positive, 1 on average, (rows,).
         sigma: level of the noise.
         first: so many are held out.
         rng: for what else is drawn.
     """
 
-    rows: np.ndarray
+    noisy: np.ndarray
     weights: np.ndarray
     sigma: float
     first: int
@@ -30,11 +30,11 @@ class BlurredRows(NamedTuple):
 
     @property
     def held_out(self) -> Weighted:
-        return self.rows[: self.first], self.weights[: self.first]
+        return self.noisy[: self.first], self.weights[: self.first]
 
     @property
     def training(self) -> Weighted:
-        return self.rows[self.first :], self.weights[self.first :]
+        return self.noisy[self.first :], self.weights[self.first :]
 
 
 def blur(rows: np.ndarray, sigma: float, weights: np.ndarray | None = None) -> BlurredRows:

@@ -138,12 +138,12 @@ def fit_likeliest(blurred: BlurredRows, most: int, held_out: np.ndarray) -> Mixt
     Returns:
         The tree without the noise, or None if held-out rows are not clearly likelier by it.
     """
-    first, n = blurred.first, blurred.rows.shape[1]
+    first, n = blurred.first, blurred.noisy.shape[1]
     if first < LEAST_HELD_OUT:
         return None
     all_axes = [np.eye(n)]
-    if blurred.sigma > 0 and len(blurred.rows) >= ROWS_PER_COLUMN * n:
-        rows, weights = blurred.rows[first:ROWS], blurred.weights[first:ROWS]
+    if blurred.sigma > 0 and len(blurred.noisy) >= ROWS_PER_COLUMN * n:
+        rows, weights = blurred.noisy[first:ROWS], blurred.weights[first:ROWS]
         if (weights != weights[0]).any():
             rng = np.random.default_rng(0)
             rows = rows[rng.choice(len(rows), len(rows), p=weights / weights.sum())]

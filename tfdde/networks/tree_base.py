@@ -42,8 +42,8 @@ class TreeBase(GaussianBase):
     (False, 2)
 
     Args:
-        input_shape, heavy_tailed, most_components, components, shared_axes: as of
-            ``GaussianBase``; of the tree each coordinate has at most 64 components.
+        input_shape, most_components, kwargs: as of ``GaussianBase``; in a tree a coordinate has at
+            most 64 components.
         tree_sizes: create the variables of a tree with so many components for each coordinate, for
             loading from files; ``adapt`` decides on its own.
 
@@ -54,16 +54,11 @@ class TreeBase(GaussianBase):
     def __init__(
         self,
         input_shape: int | tuple[int, ...],
-        heavy_tailed: bool = False,
         most_components: int = 1,
-        components: int = 1,
-        shared_axes: bool = False,
         tree_sizes: tuple[int, ...] = (),
         **kwargs: Any,
     ):
-        super().__init__(
-            input_shape, heavy_tailed, most_components, components, shared_axes, **kwargs
-        )
+        super().__init__(input_shape, most_components=most_components, **kwargs)
         self._tree: dict[str, keras.Variable] = {}
         self.tree_sizes: tuple[int, ...] = ()
         if tree_sizes:
