@@ -239,12 +239,15 @@ def test_without_a_trusted_log_partition_no_likelihood_is_returned(fitted, monke
     assert fitted.dde_.log_density(x, normalized=False).shape == (5,)
 
 
+def clusters():
+    """Rows whose base is a mixture."""
+    rng = np.random.default_rng(0)
+    return rng.normal(0, 6, (4, 4))[rng.integers(4, size=1_500)] + rng.standard_normal((1_500, 4))
+
+
 def test_where_log_z_is_not_trusted_the_base_is_left(monkeypatch):
     """A mixture is a density by itself, whose log Z is known."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(0, 6, (4, 4))[rng.integers(4, size=1_500)] + rng.standard_normal((1_500, 4))
-    found = tfdde.DDE.log_partition
-    calls = []
+    x, found, calls = clusters(), tfdde.DDE.log_partition, []
 
     def untrusted_at_first(self, *args, **kwargs):
         estimate = found(self, *args, **kwargs)
@@ -261,6 +264,20 @@ def test_where_log_z_is_not_trusted_the_base_is_left(monkeypatch):
     inside = model.dde_.inside(tf.constant(rows))
     base = model.dde_.base(inside, tf.constant(model.sigma)) + model.dde_.log_jacobian(inside)
     np.testing.assert_allclose(model.score_samples(x[:50]), base, atol=1e-3)
+
+
+def test_where_nothing_is_trusted_the_network_stays(monkeypatch):
+    def untrusted(self, *args, **kwargs):
+        self.partition = UNTRUSTED
+        return UNTRUSTED
+
+    monkeypatch.setattr(tfdde.DDE, "log_partition", untrusted)
+    model = tiny().fit(clusters())
+    assert not model.dde_.base.one_gaussian and model.log_partition_ == UNTRUSTED
+    y = tf.constant(clusters()[:9].astype("f4"))
+    assert np.abs(model.dde_.correction(y, tf.constant(0.3))).max() > 0
+    with pytest.raises(ValueError, match="no trusted log Z"):
+        model.score_samples(clusters())
 
 
 def test_fit_warns_of_an_untrusted_log_partition_and_no_search_takes_it(monkeypatch):

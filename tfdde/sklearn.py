@@ -209,15 +209,19 @@ class DDEstimator(DensityMixin, BaseEstimator):
         base = dde.base
         assert base is not None  # the recipe's
         if not (dde.normalized or base.one_gaussian or base.heavy_tailed):
-            failed = dde.partition
+            failed, trained = dde.partition, dde.network.get_weights()
             dde.drop_correction()
-            warnings.warn(
-                f"Log Z with the network is not trusted ({failed}): the network is left out, and "
-                "the density is that of its base.",
-                UserWarning,
-                stacklevel=2,
-            )
             find_log_z()
+            if dde.normalized:
+                warnings.warn(
+                    f"Log Z with the network is not trusted ({failed}): the network is left out, "
+                    "and the density is that of its base.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            else:
+                dde.network.set_weights(trained)
+                dde.partition = failed
         self.dde_ = dde
         self._starts = dde.inside(tf.constant(train[:STARTS])).numpy()
         self._start_weights = None if train_shares is None else train_shares[:STARTS]

@@ -167,12 +167,17 @@ def normalise(args, dde, table, path):
         )
         curve = select()
         if not dde.base.one_gaussian and likelier_base(dde, x_validation[:CHUNK], curve):
-            print(
-                "The base is likelier than the density at any level with a trusted log Z: the "
-                "network is left out."
-            )
+            trained = dde.network.get_weights()
             dde.drop_correction()
-            curve = select()
+            alone = select()
+            if alone.partitions[alone.best].trusted:
+                curve = alone
+                print(
+                    "The base is likelier than the density at any level with a trusted log Z: the "
+                    "network is left out."
+                )
+            else:
+                dde.network.set_weights(trained)
         best = curve.partitions[curve.best]
         curves = {"training rows": curve.training, "validation rows": curve.log_likelihood}
         plots.likelihood_by_level(path, list(curve.sigmas), curves, best.sigma)
