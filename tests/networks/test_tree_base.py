@@ -327,6 +327,11 @@ def test_all_artifacts_have_the_tree_and_its_gradient(tmp_path):
     own = tree.log_density(x[:9], SIGMA) - 0.5
     own += dde.correction(tf.constant(x[:9]), tf.constant(SIGMA))
     np.testing.assert_allclose(values, own, atol=1e-3)
+    openvino = pytest.importorskip("openvino")
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    for path in (str(tmp_path / "savedmodel/1"), str(tmp_path / "d.tflite")):
+        model = openvino.Core().compile_model(path, "CPU", exact)
+        np.testing.assert_allclose(model(x[:9])[0], own, atol=1e-3)
 
 
 def test_without_the_network_the_density_is_its_base():
