@@ -15,6 +15,7 @@ from tfdde.models.dde import DDE
 from tfdde.models.generator import Generator
 from tfdde.networks import convolutional, initial_weights
 from tfdde.networks.gaussian_base import GaussianBase
+from tfdde.networks.independent_components import ROWS_PER_COLUMN
 from tfdde.networks.normalization import row_dtype
 from tfdde.noise import LogUniform, Noise
 from tfdde.optimizers import FusedAdam
@@ -29,7 +30,6 @@ EPOCH_STEPS = 50  # at least, between two validations
 STEPS_PER_CALL = 10  # of one compiled call, if they divide those of an epoch
 VALIDATION_ROWS = 4_096  # noisy ones; few rows are repeated, each time with other noise
 CONTRAST_WEIGHT, CONTRASTED = 3.5, 10_000  # for fewer rows than that, of many columns
-ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
 
 
 def check_base(base: str | None) -> None:

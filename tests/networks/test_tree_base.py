@@ -74,6 +74,12 @@ def log_mixture(u, weights, means, covariances, sigma):
     return logsumexp(parts, axis=0)
 
 
+def fitted(blurred, axes, most):
+    """A tree along the axes, and log-densities of the held-out rows before it has seen them."""
+    grown = mixture_tree.grow(blurred, axes, most)
+    return mixture_tree.finish(blurred, grown), grown.held_out
+
+
 def base_of(tree):
     """A base that has the tree, as if fitted."""
     base = TreeBase(len(tree.centre), most_components=8)
@@ -125,7 +131,7 @@ def test_thin_components_are_exact_in_float32():
     rng = np.random.default_rng(0)
     first = rng.standard_normal((4_000, 1))
     x = np.hstack([first, first + 1e-3 * rng.standard_normal((4_000, 1))])
-    tree, _ = mixture_tree.fit(blur(x, 1e-3), np.eye(2), most=1)
+    tree, _ = fitted(blur(x, 1e-3), np.eye(2), most=1)
     y = (x[:100] + 1e-3 * rng.standard_normal((100, 2))).astype("f4")
     covariance = np.cov(x.T) + 1e-6 * np.eye(2)
     truth = multivariate_normal(x.mean(axis=0), covariance).logpdf(y.astype(float))
@@ -182,7 +188,7 @@ def test_the_em_algorithm_is_that_of_scikit_learn(monkeypatch, columns):
 def test_more_components_follow_a_curve():
     """A circle: the gap to the truth, by the angle's average, is small."""
     x = curves(12_000, n=2)
-    tree, held_out = mixture_tree.fit(blur(x, SIGMA), np.eye(2), most=32)
+    tree, held_out = fitted(blur(x, SIGMA), np.eye(2), most=32)
     fresh = blur(curves(4_000, seed=3, n=2), SIGMA).noisy
     angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
     turn = np.linalg.qr(np.random.default_rng(7).standard_normal((2, 2)))[0]
@@ -202,7 +208,7 @@ def test_the_axes_are_those_along_which_rows_are_independent():
     tree = mixture_tree.fit_likeliest(blurred, 16, nothing)
     np.testing.assert_allclose(tree.axes.T @ tree.axes, np.eye(4), atol=1e-6)
     assert np.abs(tree.axes).max() < 0.99  # not the columns
-    along_columns, _ = mixture_tree.fit(blurred, np.eye(4), 16)
+    along_columns, _ = fitted(blurred, np.eye(4), 16)
     fresh = blur(curves(2_000, seed=1), SIGMA).noisy
     gain = tree.log_density(fresh, SIGMA) - along_columns.log_density(fresh, SIGMA)
     assert gain.mean() > 0.5

@@ -6,6 +6,8 @@ import warnings
 
 import numpy as np
 
+ROWS_PER_COLUMN = 5  # at least, for the rows to have independent components worth the name
+
 
 def independent_components(x: np.ndarray, seed: int) -> np.ndarray:
     """Find independent components by FastICA (Hyvärinen 1999), which takes about a second.

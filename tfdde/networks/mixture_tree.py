@@ -9,7 +9,8 @@ tree is normalised whatever the mixtures are, and at each noise level.
 >>> first = rng.normal(size=(5_000, 1))
 >>> x = np.hstack([first, first**2 + 0.5 * rng.normal(size=(5_000, 1))])  # a parabola
 >>> blurred = tfdde.networks.blurred_rows.blur(x, sigma=0.1)
->>> tree, held_out = tfdde.networks.mixture_tree.fit(blurred, np.eye(2), most=8)
+>>> grown = tfdde.networks.mixture_tree.grow(blurred, np.eye(2), most=8)
+>>> tree = tfdde.networks.mixture_tree.finish(blurred, grown)
 >>> tree.parents.tolist()  # the parent of the second coordinate is the first
 [[0.0, 1.0], [0.0, 0.0]]
 >>> on_and_off = tree.log_density(np.array([[1.0, 1.0], [1.0, -1.0]]), sigma=0.1)
@@ -27,7 +28,7 @@ from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from scipy.special import gammainccinv, logsumexp
 
 from tfdde.networks.blurred_rows import ROWS, BlurredRows
-from tfdde.networks.independent_components import independent_components
+from tfdde.networks.independent_components import ROWS_PER_COLUMN, independent_components
 
 MOST = 64  # components of a coordinate
 BINS, ROWS_PER_CELL = 16, 8  # of each coordinate, for mutual information; fewer with few rows
@@ -42,7 +43,6 @@ GAIN, ERRORS, PATIENCE = 1e-3, 1.0, 2
 OF_A_TREE = 0.02, 2.0
 LEAST_HELD_OUT = 20
 LEAST_VARIANCE = 1e-6  # of a component, in units of the mean variance of a coordinate
-ROWS_PER_COLUMN = 5  # at least, to look for independent components
 LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -148,9 +148,10 @@ def fit_likeliest(blurred: BlurredRows, most: int, held_out: np.ndarray) -> Mixt
             rng = np.random.default_rng(0)
             rows = rows[rng.choice(len(rows), len(rows), p=weights / weights.sum())]
         all_axes.append(nearest_rotation(independent_components(rows, seed=0)))
-    weights, trees = blurred.held_out[1], [fit(blurred, axes, min(most, MOST)) for axes in all_axes]
-    tree, values = max(trees, key=lambda pair: np.average(pair[1], weights=weights))
-    return tree if _clearly(values - held_out, weights, *OF_A_TREE) else None
+    weights, trees = blurred.held_out[1], [grow(blurred, a, min(most, MOST)) for a in all_axes]
+    likeliest = max(trees, key=lambda grown: np.average(grown.held_out, weights=weights))
+    clear = _clearly(likeliest.held_out - held_out, weights, *OF_A_TREE)
+    return finish(blurred, likeliest) if clear else None
 
 
 def _clearly(
@@ -168,35 +169,68 @@ def nearest_rotation(components: np.ndarray) -> np.ndarray:
     return left @ right
 
 
-def fit(blurred: BlurredRows, axes: np.ndarray, most: int) -> tuple[MixtureTree, np.ndarray]:
-    """Fit a tree along given axes; held-out rows choose the numbers of components.
+Mixture = tuple[np.ndarray, np.ndarray, np.ndarray]  # weights, means and covariances, with noise
+
+
+class Grown(NamedTuple):
+    """A tree that has not seen the held-out rows.
+
+    Attributes:
+        axes: orthonormal columns, (n, n).
+        parents: of each coordinate, -1 for none, (n,).
+        mixtures: of each coordinate.
+        held_out: log-densities of the held-out rows, (first,).
+    """
+
+    axes: np.ndarray
+    parents: np.ndarray
+    mixtures: list[Mixture]
+    held_out: np.ndarray
+
+    def columns(self, k: int) -> list[int]:
+        """A coordinate and its parent, if it has one."""
+        return [k] if self.parents[k] < 0 else [k, int(self.parents[k])]
+
+
+def _coordinates(blurred: BlurredRows, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The centre, the coordinates (rows, n), and the least variance of a component with noise."""
+    centre = np.average(blurred.noisy, axis=0, weights=blurred.weights)
+    u = blurred.noisy - centre.astype(np.float32)
+    least = max(blurred.sigma**2, LEAST_VARIANCE * float(np.square(u).mean()))
+    return centre, u @ axes.astype(np.float32), least
+
+
+def grow(blurred: BlurredRows, axes: np.ndarray, most: int) -> Grown:
+    """Find a tree along given axes; held-out rows choose the numbers of components.
 
     Args:
         blurred: the rows, some of them held out.
         axes: orthonormal columns, (n, n).
         most: components of a mixture.
-
-    Returns:
-        The tree without the noise, fitted on all rows, and log-densities of the held-out rows by a
-        tree that has not seen them.
     """
-    rows, weights, sigma, first, _ = blurred
-    centre = np.average(rows, axis=0, weights=weights)
-    u = rows - centre.astype(np.float32)
-    least = max(sigma**2, LEAST_VARIANCE * float(np.square(u).mean()))
-    u = u @ axes.astype(np.float32)
-    chosen = parents_of(u[first:ROWS], weights[first:ROWS])
-    held_out, mixtures = np.zeros(first), []
-    for k, parent in enumerate(chosen):
-        these = [k] if parent < 0 else [k, parent]
-        mixture, given = _grown(u[:, these], weights, first, least, most)
-        held_out += given
-        mixtures.append(_without_noise(mixture, sigma**2))
+    weights, first = blurred.weights, blurred.first
+    _, u, least = _coordinates(blurred, axes)
+    grown = Grown(axes, parents_of(u[first:ROWS], weights[first:ROWS]), [], np.zeros(first))
+    for k in range(len(axes)):
+        mixture, given = _chosen(u[:, grown.columns(k)], weights, first, least, most)
+        grown.mixtures.append(mixture)
+        grown.held_out[:] += given
+    return grown
+
+
+def finish(blurred: BlurredRows, grown: Grown) -> MixtureTree:
+    """Let a tree see all rows, and take the noise away."""
+    centre, u, least = _coordinates(blurred, grown.axes)
+    mixtures = []
+    for k, mixture in enumerate(grown.mixtures):
+        own = u[:, grown.columns(k)]
+        mixture = _fit(own, blurred.weights, _shares(own, mixture)[0], least, LAST)
+        mixtures.append(_without_noise(mixture, blurred.sigma**2))
     sizes = np.array([len(parts[0]) for parts in mixtures])
     order = sizes.argsort(kind="stable")
-    parents = (np.arange(len(axes))[:, None] == chosen)[np.ix_(order, order)].astype(float)
+    parents = (np.arange(len(sizes))[:, None] == grown.parents)[np.ix_(order, order)].astype(float)
     parts = (np.concatenate(p, axis=-1) for p in zip(*(mixtures[k] for k in order), strict=True))
-    return MixtureTree(centre, axes[:, order], parents, sizes[order], *parts), held_out
+    return MixtureTree(centre, grown.axes[:, order], parents, sizes[order], *parts)
 
 
 def parents_of(u: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -233,10 +267,7 @@ def parents_of(u: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return parents
 
 
-Mixture = tuple[np.ndarray, np.ndarray, np.ndarray]  # weights, means and covariances, with noise
-
-
-def _grown(
+def _chosen(
     u: np.ndarray, weights: np.ndarray, first: int, least: float, most: int
 ) -> tuple[Mixture, np.ndarray]:
     """The mixture of the likeliest held-out rows, among 1, 2, 4, ... components.
@@ -249,8 +280,8 @@ def _grown(
         most: components.
 
     Returns:
-        The mixture, which in the end has seen all rows, and log-densities of the coordinate given
-        its parent of the held-out rows, before it has seen them, (first,).
+        The mixture, and log-densities of the coordinate given its parent of the held-out rows,
+        which it has not seen, (first,).
     """
     some = u[first:ROWS], weights[first:ROWS]
     best = mixture = _fit(*some, np.ones((len(some[0]), 1), np.float32), least, STEPS)
@@ -261,7 +292,7 @@ def _grown(
         failed += 1
         if _clearly(given - values, weights[:first]):
             best, values, failed = mixture, given, 0
-    return _fit(u, weights, _shares(u, best)[0], least, LAST), values
+    return best, values
 
 
 def _fit(
